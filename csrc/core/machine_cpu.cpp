@@ -1,0 +1,33 @@
+// What `tokcore info` and the benchmarks ask of this machine.
+#include <torch/csrc/stable/library.h>
+
+#include "core/check.h"
+#include "core/threads.h"
+#include "tokcore/cpu/isa.h"
+#include "tokcore/cpu/measure_peak.h"
+
+namespace tokcore {
+namespace {
+
+std::string cpu_isa() { return cpu::name_of(cpu::active_isa()); }
+
+std::vector<std::string> cpu_isa_levels() { return cpu::isa_levels(); }
+
+double measure_peak(std::string kind, double seconds) {
+  const core::Checker check("measure_peak");
+  check.require(seconds > 0.0 && seconds <= 60.0, "seconds", "a value in (0, 60]", seconds);
+  const char* names[] = {"fma_fp32", "amx_bf16", "amx_int8", "read"};
+  for (int i = 0; i < 4; ++i) {
+    if (kind == names[i]) return run_measure_peak_cpu(static_cast<PeakKind>(i), seconds, core::torch_threads());
+  }
+  check.fail("kind", "one of fma_fp32, amx_bf16, amx_int8, read", kind);
+}
+
+}  // namespace
+}  // namespace tokcore
+
+STABLE_TORCH_LIBRARY_IMPL(tokcore, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&tokcore::cpu_isa));
+  m.impl("cpu_isa_levels", TORCH_BOX(&tokcore::cpu_isa_levels));
+  m.impl("measure_peak", TORCH_BOX(&tokcore::measure_peak));
+}

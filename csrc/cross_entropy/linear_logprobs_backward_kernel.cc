@@ -1,0 +1,575 @@
+// Backward: per vocabulary block and superblock, recompute the logits, turn them into dZ, and multiply dZ with e and c while
+// it is in cache. A gradient element has one owner, which adds in a fixed order in fp32. Compiled once per instruction set.
+#include "tokcore/cross_entropy/logits_tiles.h"
+
+namespace tokcore::cpu::TOKCORE_ISA {
+namespace {
+
+// dZ of one vocabulary block and superblock, in the forms that the two gradient products want of their first operand.
+template <class Operand>
+struct GradientBlock {
+  // Odd multiples of a cache line keep the rows of a tile out of one another's cache sets.
+  static constexpr int64_t kRowStride = kSuperblock + 64 / static_cast<int64_t>(sizeof(Operand));
+  static constexpr int64_t kColumnStride = kVocabBlock + 64 / static_cast<int64_t>(sizeof(Operand));
+  Operand* by_vocab;     // [kVocabBlock][kRowStride]
+  Operand* by_position;  // [kSuperblock][kColumnStride], AMX only: FMA reads by_vocab with a stride
+
+  void plan(Arena& arena) {
+    by_vocab = arena.take<Operand>(kVocabBlock * kRowStride);
+    by_position = arena.take<Operand>(sizeof(Operand) == 2 ? kSuperblock * kColumnStride : 0);
+  }
+  RowOperand<Operand> vocab_rows(int64_t tile) const { return {by_vocab + tile * kBlock * kRowStride, kRowStride, 1}; }
+  RowOperand<Operand> position_rows(int64_t panel) const {
+    if constexpr (sizeof(Operand) == 2) {
+      return {by_position + panel * kBlock * kColumnStride, kColumnStride, 1};
+    } else {
+      return {by_vocab + panel * kBlock, 1, kRowStride};
+    }
+  }
+
+  void store_by_vocab(const float* tile, int64_t vocab_tile, int64_t panel) const {
+    for (int r = 0; r < kBlock; ++r) {
+      Operand* to = by_vocab + (vocab_tile * kBlock + r) * kRowStride + panel * kBlock;
+      for (int i = 0; i < kBlock; i += Vec::kLanes) Vec::load(tile + r * kBlock + i).store(to + i);
+    }
+  }
+
+  void store_by_position([[maybe_unused]] const float* tile, [[maybe_unused]] int64_t vocab_tile,
+                         [[maybe_unused]] int64_t panel) const {
+#if defined(__AMX_BF16__)
+    if constexpr (sizeof(Operand) == 2) {
+      for (int half = 0; half < 2; ++half) {
+        __m512i pairs[16];  // row i: the pairs (2i, 2i + 1) of vocabulary rows for 16 positions
+        for (int i = 0; i < 16; ++i) {
+          const __m256i even = Vec::load(tile + 2 * i * kBlock + half * 16).to_bfloat16();
+          const __m256i odd = Vec::load(tile + (2 * i + 1) * kBlock + half * 16).to_bfloat16();
+          pairs[i] = _mm512_or_si512(_mm512_cvtepu16_epi32(even), _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
+        }
+        transpose_16x16_dwords(pairs);
+        Operand* to = by_position + (panel * kBlock + half * 16) * kColumnStride + vocab_tile * kBlock;
+        for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + i * kColumnStride, pairs[i]);
+      }
+    }
+#endif
+  }
+};
+
+// Per position of a superblock, in lanes; lanes past the end give dZ = 0.
+struct PositionGradients {
+  float* lse;
+  float* grad_prob;
+  float* grad_plogp;
+  float* grad_sum;
+
+  void plan(Arena& arena) {
+    lse = arena.take<float>(kSuperblock);
+    grad_prob = arena.take<float>(kSuperblock);
+    grad_plogp = arena.take<float>(kSuperblock);
+    grad_sum = arena.take<float>(kSuperblock);
+  }
+  void load(const LinearLogprobsBackwardParams& params, const Superblock& superblock) {
+    for (int64_t i = 0; i < kSuperblock; ++i) {
+      const bool present = i < superblock.count;
+      const int64_t position = present ? params.active_positions[superblock.first + i] : 0;
+      lse[i] = present ? params.lse[position] : __builtin_inff();
+      grad_prob[i] = present ? params.grad_prob[position] : 0.0f;
+      grad_plogp[i] = present && params.grad_plogp != nullptr ? params.grad_plogp[position] : 0.0f;
+      grad_sum[i] = present && params.grad_sum != nullptr ? params.grad_sum[position] : 0.0f;
+    }
+  }
+};
+
+// Where the gradient of one tile goes.
+struct GradientTarget {
+  const IndexBuckets::Entry* first_index;
+  const IndexBuckets::Entry* last_index;
+  int64_t panel;
+  int64_t vocab_tile;  // in its vocabulary block
+  int64_t vocab_row;   // of the tile's first row
+  int rows;            // inside the vocabulary
+  float* grad_bias;    // [32] sums over the panel's positions, or null
+};
+
+// Turns tiles of products e c^T into dZ.
+template <class Operand>
+class TileGradient : public WovenWork<TileGradient<Operand>, GradientTarget> {
+ public:
+  TileGradient(const LinearLogprobsBackwardParams& params, const PositionGradients& positions,
+               const GradientBlock<Operand>& block, bool uniform_inside)
+      : params_(params),
+        transform_(params),
+        positions_(positions),
+        block_(block),
+        filters_(params.kept != nullptr),
+        uniform_inside_(uniform_inside) {}
+
+  int num_portions(const GradientTarget&) const { return kRowPortions + 2; }
+
+  void run(float* tile, const GradientTarget& target, int portion) {
+    if (portion < kRowPortions) return differentiate_rows(tile, target, portion * kRowsPerPortion);
+    if (portion == kRowPortions) {
+      add_indices(tile, target);
+      if (target.grad_bias != nullptr) add_bias(tile, target);
+      return block_.store_by_vocab(tile, target.vocab_tile, target.panel);
+    }
+    block_.store_by_position(tile, target.vocab_tile, target.panel);
+  }
+
+ private:
+  static constexpr int kRowsPerPortion = 2;
+  static constexpr int kRowPortions = kBlock / kRowsPerPortion;
+
+  void differentiate_rows(float* tile, const GradientTarget& target, int first) {
+    for (int r = first; r < first + kRowsPerPortion; ++r) {
+      const bool inside = r < target.rows;
+      const int64_t vocab_row = target.vocab_row + r;
+      const bool weighted = params_.class_weight != nullptr && inside;
+      const Vec weight(weighted ? params_.class_weight[vocab_row] : 1.0f);
+      for (int i = 0; i < kVecsPerRow; ++i) {
+        float* cells = tile + r * kBlock + i * Vec::kLanes;
+        const int64_t at = target.panel * kBlock + i * Vec::kLanes;
+        (inside ? differentiate(Vec::load(cells), at, vocab_row, weight) : Vec(0.0f)).store(cells);
+      }
+    }
+  }
+
+  Vec differentiate(Vec product, int64_t at, int64_t vocab_row, Vec weight) const {
+    const Vec z = params_.stored_logits != nullptr ? product : transform_.logit(product, vocab_row);
+    const Vec log_p = z - Vec::load(positions_.lse + at);
+    Vec factor = Vec::load(positions_.grad_prob + at);
+    if (params_.grad_plogp != nullptr) {
+      factor = fma(Vec::load(positions_.grad_plogp + at), max(Vec(-200.0f), log_p), factor);
+    }
+    Vec gradient = exp(log_p) * factor;
+    if (filters_) gradient = zero_unless(not_less(log_p, Vec(params_.filter_log_eps)), gradient);
+    if (uniform_inside_) gradient = fma(Vec::load(positions_.grad_sum + at), weight, gradient);
+    return gradient * transform_.slope(z);
+  }
+
+  void add_indices(float* tile, const GradientTarget& target) {
+    for (const IndexBuckets::Entry* entry = target.first_index; entry != target.last_index; ++entry) {
+      const int64_t at = params_.active_positions[entry->active] * params_.num_indices + entry->k;
+      tile[entry->cell] += params_.grad_logits[at] * transform_.slope(params_.logits[at]);
+    }
+  }
+
+  void add_bias(const float* tile, const GradientTarget& target) {
+    for (int r = 0; r < target.rows; ++r) {
+      float sum = 0.0f;
+      for (int lane = 0; lane < kBlock; ++lane) sum += tile[r * kBlock + lane];
+      target.grad_bias[r] = sum;
+    }
+  }
+
+  const LinearLogprobsBackwardParams& params_;
+  LogitTransform transform_;
+  const PositionGradients& positions_;
+  const GradientBlock<Operand>& block_;
+  bool filters_, uniform_inside_;
+};
+
+// Which tiles of a vocabulary block and superblock hold a gradient, as lists of steps for the two products.
+class WorkList {
+ public:
+  void plan(Arena& arena) {
+    tiles_of_panel_ = arena.take<int32_t>(kPanelsPerSuperblock * kTilesPerVocabBlock);
+    panels_of_tile_ = arena.take<int32_t>(kPanelsPerSuperblock * kTilesPerVocabBlock);
+  }
+  template <class IsKept>
+  void build(int64_t num_tiles, int64_t num_panels, IsKept&& is_kept) {
+    for (int64_t tile = 0; tile < kTilesPerVocabBlock; ++tile) num_panels_[tile] = 0;
+    for (int64_t panel = 0; panel < kPanelsPerSuperblock; ++panel) num_tiles_[panel] = 0;
+    for (int32_t tile = 0; tile < num_tiles; ++tile) {
+      for (int32_t panel = 0; panel < num_panels; ++panel) {
+        if (!is_kept(tile, panel)) continue;
+        panels_of_tile_[tile * kPanelsPerSuperblock + num_panels_[tile]++] = panel;
+        tiles_of_panel_[panel * kTilesPerVocabBlock + num_tiles_[panel]++] = tile;
+      }
+    }
+  }
+  StepList panels(int64_t tile) const {
+    return {panels_of_tile_ + tile * kPanelsPerSuperblock, 0, num_panels_[tile]};
+  }
+  StepList tiles(int64_t panel) const {
+    return {tiles_of_panel_ + panel * kTilesPerVocabBlock, 0, num_tiles_[panel]};
+  }
+
+ private:
+  int32_t* tiles_of_panel_ = nullptr;  // [kPanelsPerSuperblock][kTilesPerVocabBlock]
+  int32_t* panels_of_tile_ = nullptr;  // [kTilesPerVocabBlock][kPanelsPerSuperblock]
+  int32_t num_panels_[kTilesPerVocabBlock];
+  int32_t num_tiles_[kPanelsPerSuperblock];
+};
+
+template <class Engine, class T>
+class Backward {
+ public:
+  using Operand = typename Engine::Operand;
+
+  Backward(const LinearLogprobsBackwardParams& params, const Threads& threads)
+      : params_(params),
+        threads_(threads),
+        padded_size_(round_up(params.hidden_size, kBlock)),
+        num_columns_(padded_size_ / kBlock),
+        num_superblocks_(ceil_div(params.num_active, kSuperblock)),
+        padded_active_(round_up(params.num_active, kBlock)),
+        has_uniform_(params.grad_sum != nullptr),
+        uniform_apart_(has_uniform_ && params.kept != nullptr),
+        wants_c_(params.grad_c != nullptr || params.grad_c_sum != nullptr) {}
+
+  int64_t workspace() {
+    Arena measure;
+    plan(measure);
+    return static_cast<int64_t>(measure.used());
+  }
+
+  void run() {
+    Scratch scratch(static_cast<size_t>(workspace()));
+    Arena arena(scratch.data());
+    plan(arena);
+    pack_positions();
+    if (uniform_apart_) sum_uniform();
+    const int64_t num_vocab_blocks = ceil_div(params_.vocab_size, kVocabBlock);
+    for (int64_t block = 0; block < num_vocab_blocks; ++block) run_vocab_block(block);
+    if (params_.grad_e != nullptr) store_grad_e();
+  }
+
+ private:
+  void plan(Arena& arena) {
+    const int64_t workers = threads_.count;
+    const bool wants_e = params_.grad_e != nullptr;
+    panels_ = arena.take<Operand>(params_.stored_logits == nullptr ? padded_active_ * padded_size_ : 0);
+    columns_of_e_ = arena.take<Operand>(wants_c_ ? padded_active_ * padded_size_ : 0);
+    columns_of_c_ = arena.take<Operand>(wants_e ? kVocabBlock * padded_size_ : 0);
+    grad_e_ = arena.take<float>(wants_e ? padded_active_ * padded_size_ : 0);
+    grad_c_ = arena.take<float>(wants_c_ && num_superblocks_ > 1 ? kVocabBlock * padded_size_ : 0);
+    grad_bias_ = arena.take<float>(params_.grad_bias != nullptr ? kPanelsPerSuperblock * kVocabBlock : 0);
+    uniform_e_ = arena.take<float>(uniform_apart_ ? padded_size_ : 0);
+    uniform_c_ = arena.take<float>(uniform_apart_ ? padded_size_ : 0);
+    tiles_ = arena.take<float>(workers * TileGroups::kElements);
+    vocab_rows_ = arena.take<Operand>(VocabRows<Engine, T>::elements(kVocabBlock, params_.hidden_size));
+    rows_of_c_ = arena.take<const T*>(kVocabBlock);
+    rows_of_e_ = arena.take<const T*>(kSuperblock);
+    block_.plan(arena);
+    positions_.plan(arena);
+    work_list_.plan(arena);
+    buckets_.plan(arena, params_);
+  }
+
+  static auto with_worker_state() {
+    return [](int, auto&& run) {
+      [[maybe_unused]] typename Engine::WorkerState state;
+      run();
+    };
+  }
+
+  // e in the two forms that products read: by panel for the logits, by column for grad_c.
+  void pack_positions() {
+    for (int64_t i = 0; i < num_superblocks_; ++i) {
+      const Superblock superblock = superblock_at(params_, i);
+      for (int64_t j = 0; j < superblock.count; ++j) rows_of_e_[j] = row_of_e<T>(params_, superblock.first + j);
+      const int64_t num_panel_items = params_.stored_logits == nullptr ? superblock.num_panels() : 0;
+      const int64_t num_column_items = wants_c_ ? num_columns_ : 0;
+      for_each_item(threads_, num_panel_items + num_column_items, [&](int64_t item, int) {
+        if (item < num_panel_items) {
+          Engine::pack_transposed(PanelRows<T>(params_, superblock, item).rows, params_.hidden_size,
+                                  panel_of_e(superblock, item));
+        } else {
+          const int64_t column = item - num_panel_items;
+          Engine::pack_columns(rows_of_e_, superblock.count, column * kBlock, params_.hidden_size,
+                               column_of_e(superblock, column));
+        }
+      });
+    }
+  }
+  Operand* panel_of_e(const Superblock& superblock, int64_t panel) const {
+    return panels_ + (superblock.first + panel * kBlock) * padded_size_;
+  }
+  Operand* column_of_e(const Superblock& superblock, int64_t column) const {
+    return columns_of_e_ + superblock.first * padded_size_ + column * kBlock * superblock.num_panels() * kBlock;
+  }
+
+  // The uniform term of label smoothing reaches every vocabulary row, also where the filter drops the tile. Without a
+  // softcap it is a product of two vectors: grad_e_t += u_t sum_v w_v c_v and grad_c_v += w_v sum_t u_t e_t.
+  void sum_uniform() {
+    for_each_item(threads_, num_columns_, [&](int64_t column, int) {
+      double over_v[kBlock] = {}, over_t[kBlock] = {};
+      const int64_t width = min(params_.hidden_size - column * kBlock, kBlock);
+      const float slope = 1.0f / params_.temperature;
+      for (int64_t v = 0; v < params_.vocab_size; ++v) {
+        const float weight = params_.class_weight != nullptr ? params_.class_weight[v] : 1.0f;
+        const T* row = static_cast<const T*>(params_.c) + v * params_.stride_c_row + column * kBlock;
+        for (int64_t j = 0; j < width; ++j) over_v[j] += static_cast<double>(weight * slope * to_float(row[j]));
+      }
+      for (int64_t i = 0; i < params_.num_active; ++i) {
+        const float u = params_.grad_sum[params_.active_positions[i]];
+        const T* row = row_of_e<T>(params_, i) + column * kBlock;
+        for (int64_t j = 0; j < width; ++j) over_t[j] += static_cast<double>(u * slope * to_float(row[j]));
+      }
+      for (int64_t j = 0; j < kBlock; ++j) {
+        uniform_c_[column * kBlock + j] = static_cast<float>(over_v[j]);
+        uniform_e_[column * kBlock + j] = static_cast<float>(over_t[j]);
+      }
+    });
+    uniform_bias_ = 0.0;
+    for (int64_t i = 0; i < params_.num_active; ++i) {
+      uniform_bias_ += static_cast<double>(params_.grad_sum[params_.active_positions[i]] / params_.temperature);
+    }
+  }
+
+  void run_vocab_block(int64_t vocab_block) {
+    const int64_t first_row = vocab_block * kVocabBlock;
+    const int64_t num_rows = min(params_.vocab_size - first_row, kVocabBlock);
+    for (int64_t i = 0; i < num_rows; ++i) {
+      rows_of_c_[i] = static_cast<const T*>(params_.c) + (first_row + i) * params_.stride_c_row;
+    }
+    pack_vocab_block(first_row, num_rows);
+    if (params_.grad_bias != nullptr) start_grad_bias(first_row, num_rows);
+    for (int64_t i = 0; i < num_superblocks_; ++i) {
+      const Superblock superblock = superblock_at(params_, i);
+      if (num_superblocks_ > 1 || vocab_block == 0) {
+        buckets_.build(params_, superblock);
+        positions_.load(params_, superblock);
+      }
+      list_work(superblock, first_row, num_rows);
+      make_gradient_block(superblock, first_row, num_rows);
+      multiply_gradient_block(superblock, vocab_block, num_rows, i);
+      if (params_.grad_bias != nullptr) add_grad_bias(superblock, first_row, num_rows);
+    }
+  }
+
+  void list_work(const Superblock& superblock, int64_t first_row, int64_t num_rows) {
+    work_list_.build(ceil_div(num_rows, kBlock), superblock.num_panels(), [&](int64_t tile, int64_t panel) {
+      if (params_.kept == nullptr) return true;
+      const int64_t vocab_tile = first_row / kBlock + tile;
+      return params_.kept[vocab_tile * params_.kept_words + superblock.first / kBlock + panel] != 0 ||
+             buckets_.begin(vocab_tile, panel) != buckets_.end(vocab_tile, panel);
+    });
+  }
+
+  // c in the two forms that products read: by row for the logits, by column for grad_e.
+  void pack_vocab_block(int64_t first_row, int64_t num_rows) {
+    const int64_t num_row_items = params_.stored_logits == nullptr ? ceil_div(num_rows, kBlock) : 0;
+    const int64_t num_column_items = params_.grad_e != nullptr ? num_columns_ : 0;
+    for_each_item(threads_, num_row_items + num_column_items, [&](int64_t item, int) {
+      if (item < num_row_items) {
+        vocab_rows().pack(params_, first_row + item * kBlock, item);
+      } else {
+        const int64_t column = item - num_row_items;
+        Engine::pack_columns(rows_of_c_, num_rows, column * kBlock, params_.hidden_size,
+                             columns_of_c_ + column * kBlock * kVocabBlock);
+      }
+    });
+  }
+  VocabRows<Engine, T> vocab_rows() const { return {vocab_rows_, params_.hidden_size}; }
+
+  // dZ of this vocabulary block and superblock.
+  void make_gradient_block(const Superblock& superblock, int64_t first_row, int64_t num_rows) {
+    for_each_item(
+        threads_, superblock.num_panels(),
+        [&](int64_t panel, int worker) { make_gradient_panel(superblock, first_row, num_rows, panel, worker); },
+        with_worker_state());
+  }
+
+  void make_gradient_panel(const Superblock& superblock, int64_t first_row, int64_t num_rows, int64_t panel, int worker) {
+    float* panel_bias = params_.grad_bias != nullptr ? grad_bias_ + panel * kVocabBlock : nullptr;
+    for (int64_t i = 0; panel_bias != nullptr && i < kVocabBlock; ++i) panel_bias[i] = 0.0f;
+    const TileGroups groups = {tiles_ + worker * TileGroups::kElements};
+    const int num_steps = static_cast<int>(padded_size_ / kBlock);
+    TileGradient<Operand> work(params_, positions_, block_, has_uniform_ && !uniform_apart_);
+    const StepList kept = work_list_.tiles(panel);
+    int parity = 0;
+    for (int first = 0; first < kept.count; first += kGroup) {
+      const int count = static_cast<int>(min(kept.count - first, kGroup));
+      TileGroup group = groups[parity];
+      RowOperand<Operand> blocks[kGroup];
+      GradientTarget targets[kGroup];
+      for (int i = 0; i < count; ++i) {
+        const int64_t tile = kept[first + i];
+        blocks[i] = vocab_rows().block(tile);
+        targets[i] = target_of(panel, first_row, num_rows, tile, panel_bias);
+        if (params_.stored_logits != nullptr) {
+          const int64_t vocab_tile = first_row / kBlock + tile;
+          group.tiles[i] = params_.stored_logits + (vocab_tile * superblock.num_panels() + panel) * kTileElements;
+        }
+      }
+      if (params_.stored_logits == nullptr) {
+        multiply_blocks<Engine>(blocks, group.tiles, count, panel_of_e(superblock, panel), {nullptr, 0, num_steps},
+                                false, first / kGroup % 2 == 1, [&] { work.advance(); });
+      }
+      work.finish();
+      work.start(group, targets, count, int64_t{count} * num_steps);
+      parity ^= 1;
+    }
+    work.finish();
+  }
+
+  GradientTarget target_of(int64_t panel, int64_t first_row, int64_t num_rows, int64_t tile, float* panel_bias) const {
+    GradientTarget target;
+    target.first_index = buckets_.begin(first_row / kBlock + tile, panel);
+    target.last_index = buckets_.end(first_row / kBlock + tile, panel);
+    target.panel = panel;
+    target.vocab_tile = tile;
+    target.vocab_row = first_row + tile * kBlock;
+    target.rows = static_cast<int>(min(num_rows - tile * kBlock, kBlock));
+    target.grad_bias = panel_bias != nullptr ? panel_bias + tile * kBlock : nullptr;
+    return target;
+  }
+
+  void multiply_gradient_block(const Superblock& superblock, int64_t vocab_block, int64_t num_rows,
+                               int64_t superblock_index) {
+    const int64_t for_c = wants_c_ ? num_columns_ : 0;
+    const int64_t for_e = params_.grad_e != nullptr ? num_columns_ : 0;
+    auto work = [&](int64_t item, int worker) {
+      if (item < for_c) {
+        multiply_for_c(superblock, vocab_block, num_rows, superblock_index, item, worker);
+      } else {
+        multiply_for_e(superblock, vocab_block, item - for_c);
+      }
+    };
+    for_each_item(threads_, for_c + for_e, work, with_worker_state());
+  }
+
+  // grad_c[v, column] over the positions of this superblock; the last superblock stores it.
+  void multiply_for_c(const Superblock& superblock, int64_t vocab_block, int64_t num_rows, int64_t superblock_index,
+                      int64_t column, int worker) {
+    const bool last = superblock_index == num_superblocks_ - 1;
+    for (int64_t tile = 0; tile * kBlock < num_rows; ++tile) {
+      float* out = num_superblocks_ > 1 ? grad_c_ + (column * kVocabBlock + tile * kBlock) * kBlock
+                                        : tiles_ + worker * TileGroups::kElements;
+      const RowOperand<Operand> rows = block_.vocab_rows(tile);
+      multiply_blocks<Engine>(&rows, &out, 1, column_of_e(superblock, column), work_list_.panels(tile),
+                              superblock_index > 0, tile % 2 == 1, NoStep());
+      if (last) store_grad_c(out, vocab_block * kVocabBlock + tile * kBlock, column);
+    }
+  }
+
+  void store_grad_c(float* tile, int64_t first_row, int64_t column) const {
+    const int64_t num_rows = min(params_.vocab_size - first_row, kBlock);
+    for (int64_t r = 0; r < num_rows; ++r) {
+      float* from = tile + r * kBlock;
+      if (uniform_apart_) {
+        const float weight = params_.class_weight != nullptr ? params_.class_weight[first_row + r] : 1.0f;
+        add_scaled(weight, uniform_e_ + column * kBlock, from);
+      }
+      const int64_t row = (first_row + r) * params_.hidden_size;
+      if (params_.grad_c_sum != nullptr) {
+        add_row(from, params_.grad_c_sum + row, column);
+      } else {
+        store_row(from, static_cast<T*>(params_.grad_c) + row, column);
+      }
+    }
+  }
+
+  // grad_e[t, column] over the vocabulary rows of this block.
+  void multiply_for_e(const Superblock& superblock, int64_t vocab_block, int64_t column) {
+    for (int64_t panel = 0; panel < superblock.num_panels(); ++panel) {
+      const StepList tiles = work_list_.tiles(panel);
+      if (tiles.count == 0 && vocab_block > 0) continue;
+      Engine::multiply(block_.position_rows(panel), columns_of_c_ + column * kBlock * kVocabBlock, tiles,
+                       vocab_block > 0, grad_e_tile(superblock.first + panel * kBlock, column), NoStep());
+    }
+  }
+  float* grad_e_tile(int64_t active, int64_t column) const {
+    return grad_e_ + (column * padded_active_ + active) * kBlock;
+  }
+
+  void store_grad_e() {
+    for_each_item(threads_, ceil_div(params_.num_active, kBlock), [&](int64_t panel, int) {
+      const int64_t end = min((panel + 1) * kBlock, params_.num_active);
+      for (int64_t active = panel * kBlock; active < end; ++active) {
+        const int64_t position = params_.active_positions[active];
+        T* row = static_cast<T*>(params_.grad_e) + (position - params_.shift) * params_.hidden_size;
+        for (int64_t column = 0; column < num_columns_; ++column) {
+          float* from = grad_e_tile(active, column);
+          if (uniform_apart_) add_scaled(params_.grad_sum[position], uniform_c_ + column * kBlock, from);
+          store_row(from, row, column);
+        }
+      }
+    });
+  }
+
+  static void add_scaled(float factor, const float* from, float* to) {
+    for (int j = 0; j < kBlock; j += Vec::kLanes) {
+      fma(Vec(factor), Vec::load(from + j), Vec::load(to + j)).store(to + j);
+    }
+  }
+  void store_row(const float* from, T* row, int64_t column) const {
+    const int64_t width = min(params_.hidden_size - column * kBlock, kBlock);
+    T* to = row + column * kBlock;
+    if (width == kBlock) {
+      for (int j = 0; j < kBlock; j += Vec::kLanes) Vec::load(from + j).store(to + j);
+    } else {
+      for (int64_t j = 0; j < width; ++j) from_float(from[j], to + j);
+    }
+  }
+
+  void add_row(const float* from, float* row, int64_t column) const {
+    const int64_t width = min(params_.hidden_size - column * kBlock, kBlock);
+    for (int64_t j = 0; j < width; ++j) row[column * kBlock + j] += from[j];
+  }
+
+  void start_grad_bias(int64_t first_row, int64_t num_rows) {
+    for (int64_t i = 0; i < num_rows; ++i) {
+      const float weight = params_.class_weight != nullptr ? params_.class_weight[first_row + i] : 1.0f;
+      if (uniform_apart_) params_.grad_bias[first_row + i] += weight * static_cast<float>(uniform_bias_);
+    }
+  }
+  void add_grad_bias(const Superblock& superblock, int64_t first_row, int64_t num_rows) {
+    for (int64_t panel = 0; panel < superblock.num_panels(); ++panel) {
+      for (int64_t i = 0; i < num_rows; ++i) params_.grad_bias[first_row + i] += grad_bias_[panel * kVocabBlock + i];
+    }
+  }
+
+  const LinearLogprobsBackwardParams& params_;
+  const Threads& threads_;
+  int64_t padded_size_, num_columns_, num_superblocks_, padded_active_;
+  bool has_uniform_, uniform_apart_, wants_c_;
+  double uniform_bias_ = 0.0;
+  Operand* panels_ = nullptr;        // [panels][padded_size, 32] e for the logits
+  Operand* columns_of_e_ = nullptr;  // [superblocks][columns][positions, 32] e for grad_c
+  Operand* columns_of_c_ = nullptr;  // [columns][kVocabBlock, 32] c for grad_e, of the current block
+  float* grad_e_ = nullptr;          // [columns][padded_active, 32]
+  float* grad_c_ = nullptr;          // [columns][kVocabBlock, 32], of the current block
+  float* grad_bias_ = nullptr;       // [panels][kVocabBlock], of the current block and superblock
+  float* uniform_e_ = nullptr;       // [padded_size] sum_t u_t e_t
+  float* uniform_c_ = nullptr;       // [padded_size] sum_v w_v c_v
+  float* tiles_ = nullptr;           // [workers][2 groups][kGroup][32, 32]
+  Operand* vocab_rows_ = nullptr;    // [kVocabBlock, row stride] c for the logits, of the current block
+  const T** rows_of_c_ = nullptr;    // [kVocabBlock]
+  const T** rows_of_e_ = nullptr;    // [kSuperblock]
+  GradientBlock<Operand> block_ = {};
+  PositionGradients positions_ = {};
+  WorkList work_list_;
+  IndexBuckets buckets_;
+};
+
+template <class Visit>
+void with_engine(DType dtype, Visit&& visit) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return visit.template operator()<FmaEngine, float>();
+    case DType::kFloat16:
+      return visit.template operator()<FmaEngine, Float16>();
+    case DType::kBFloat16:
+#if defined(__AMX_BF16__)
+      return visit.template operator()<AmxEngine, BFloat16>();
+#else
+      return visit.template operator()<FmaEngine, BFloat16>();
+#endif
+  }
+}
+
+}  // namespace
+
+void linear_logprobs_backward(const LinearLogprobsBackwardParams& params, const Threads& threads) {
+  with_engine(params.dtype, [&]<class Engine, class T>() { Backward<Engine, T>(params, threads).run(); });
+}
+
+int64_t linear_logprobs_backward_workspace(const LinearLogprobsBackwardParams& params, const Threads& threads) {
+  int64_t bytes = 0;
+  with_engine(params.dtype, [&]<class Engine, class T>() { bytes = Backward<Engine, T>(params, threads).workspace(); });
+  return bytes;
+}
+
+}  // namespace tokcore::cpu::TOKCORE_ISA

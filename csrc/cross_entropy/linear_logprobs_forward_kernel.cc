@@ -1,0 +1,406 @@
+// Forward: one sweep over the vocabulary per superblock of positions. Compiled once per instruction-set level.
+#include "tokcore/cpu/online_softmax.h"
+#include "tokcore/cpu/topk.h"
+#include "tokcore/cross_entropy/logits_tiles.h"
+
+namespace tokcore::cpu::TOKCORE_ISA {
+namespace {
+
+// Partial statistics of the positions of a superblock over one vocabulary block.
+struct PartialStatistics {
+  float* maximum;    // [kSuperblock]
+  float* sum;        // [kSuperblock]
+  float* weighted;   // [kSuperblock] for the entropy
+  float* logit_sum;  // [kSuperblock]
+
+  static constexpr int kCount = 4;
+  static PartialStatistics at(float* base, int64_t vocab_block) {
+    float* block = base + vocab_block * kCount * kSuperblock;
+    return {block, block + kSuperblock, block + 2 * kSuperblock, block + 3 * kSuperblock};
+  }
+};
+
+// The k best of every position of a superblock that one worker has seen.
+struct TopKeys {
+  RankKey* keys;     // [kSuperblock, topk]
+  float* threshold;  // [kSuperblock] the value to beat
+};
+
+// Where the statistics of one tile go.
+struct StatisticsTarget {
+  PartialStatistics statistics;
+  uint16_t* tile_maximum;  // [32] of this tile and panel, or null
+  TopKeys top;             // or null keys
+  const IndexBuckets::Entry* first_index;
+  const IndexBuckets::Entry* last_index;
+  int64_t panel_offset;  // first position of the panel in the superblock
+  int lanes;
+  int rows;           // inside the vocabulary
+  int64_t vocab_row;  // of the tile's first row
+};
+
+// Folds tiles of logits into the statistics of their positions.
+class TileStatistics : public WovenWork<TileStatistics, StatisticsTarget> {
+ public:
+  explicit TileStatistics(const LinearLogprobsForwardParams& params)
+      : params_(params), transform_(params), identity_(transform_.is_identity()) {}
+
+  int num_portions(const StatisticsTarget& target) const { return transform_portions(target) + 2 * kRowPortions + 2; }
+
+  void run(float* tile, const StatisticsTarget& target, int portion) {
+    tile_ = tile;
+    const int transforms = transform_portions(target);
+    if (portion < transforms) return transform_rows(target, portion * kRowsPerPortion);
+    portion -= transforms;
+    if (portion < kRowPortions) return take_maximum(portion * kRowsPerPortion);
+    if (portion == kRowPortions) return raise_maximum(target);
+    portion -= kRowPortions + 1;
+    if (portion < kRowPortions) return add_rows(target, portion * kRowsPerPortion);
+    store(target);
+  }
+
+ private:
+  static constexpr int kRowsPerPortion = 2;
+  static constexpr int kRowPortions = kBlock / kRowsPerPortion;
+
+  int transform_portions(const StatisticsTarget& target) const {
+    return identity_ && target.rows == kBlock ? 0 : kRowPortions;
+  }
+  float* row(int r) const { return tile_ + r * kBlock; }
+
+  void transform_rows(const StatisticsTarget& target, int first) {
+    for (int r = first; r < first + kRowsPerPortion; ++r) {
+      for (int i = 0; i < kVecsPerRow; ++i) {
+        float* cells = row(r) + i * Vec::kLanes;
+        const bool inside = r < target.rows;
+        (inside ? transform_.logit(Vec::load(cells), target.vocab_row + r) : Vec(-__builtin_inff())).store(cells);
+      }
+    }
+  }
+
+  void take_maximum(int first) {
+    for (int i = 0; i < kVecsPerRow; ++i) {
+      if (first == 0) maximum_[i] = Vec(-__builtin_inff());
+      for (int r = first; r < first + kRowsPerPortion; ++r) {
+        maximum_[i] = max(Vec::load(row(r) + i * Vec::kLanes), maximum_[i]);
+      }
+    }
+  }
+
+  void raise_maximum(const StatisticsTarget& target) {
+    const PartialStatistics& statistics = target.statistics;
+    for (int i = 0; i < kVecsPerRow; ++i) {
+      const int64_t at = target.panel_offset + i * Vec::kLanes;
+      state_[i].maximum = Vec::load(statistics.maximum + at);
+      state_[i].sum = Vec::load(statistics.sum + at);
+      if (params_.wants_entropy) state_[i].weighted = Vec::load(statistics.weighted + at);
+      if (params_.wants_logit_sum) logit_sum_[i] = Vec::load(statistics.logit_sum + at);
+      if (target.tile_maximum != nullptr) store_upper_bound(maximum_[i], target.tile_maximum + i * Vec::kLanes);
+      state_[i].raise_maximum(maximum_[i]);
+    }
+  }
+
+  void add_rows(const StatisticsTarget& target, int first) {
+    for (int r = first; r < first + kRowsPerPortion; ++r) {
+      for (int i = 0; i < kVecsPerRow; ++i) {
+        const Vec z = Vec::load(row(r) + i * Vec::kLanes);
+        if (params_.wants_entropy) {
+          state_[i].add_with_entropy(z);
+        } else {
+          state_[i].add(z);
+        }
+        if (params_.wants_logit_sum && r < target.rows) {
+          const bool weighted = params_.class_weight != nullptr;
+          const Vec weight(weighted ? params_.class_weight[target.vocab_row + r] : 1.0f);
+          logit_sum_[i] = fma(weight, z, logit_sum_[i]);
+        }
+      }
+    }
+  }
+
+  void store(const StatisticsTarget& target) {
+    const PartialStatistics& statistics = target.statistics;
+    for (int i = 0; i < kVecsPerRow; ++i) {
+      const int64_t at = target.panel_offset + i * Vec::kLanes;
+      state_[i].maximum.store(statistics.maximum + at);
+      state_[i].sum.store(statistics.sum + at);
+      if (params_.wants_entropy) state_[i].weighted.store(statistics.weighted + at);
+      if (params_.wants_logit_sum) logit_sum_[i].store(statistics.logit_sum + at);
+    }
+    for (const IndexBuckets::Entry* entry = target.first_index; entry != target.last_index; ++entry) {
+      const int64_t position = params_.active_positions[entry->active];
+      params_.gathered[position * params_.num_indices + entry->k] = tile_[entry->cell];
+    }
+    if (target.top.keys != nullptr) {
+      for (int i = 0; i < kVecsPerRow; ++i) rank_lanes(target, i);
+    }
+  }
+
+  // Only lanes whose tile maximum reaches the value to beat are read; a NaN has left its mark in the sum.
+  void rank_lanes(const StatisticsTarget& target, int i) {
+    const int64_t at = target.panel_offset + i * Vec::kLanes;
+    uint32_t candidates =
+        not_less(maximum_[i], Vec::load(target.top.threshold + at)).to_bits() | is_nan(state_[i].sum).to_bits();
+    while (candidates != 0) {
+      const int lane = __builtin_ctz(candidates);
+      candidates &= candidates - 1;
+      if (i * Vec::kLanes + lane >= target.lanes) return;
+      RankKey* keys = target.top.keys + (at + lane) * params_.topk;
+      float threshold = target.top.threshold[at + lane];
+      for (int r = 0; r < target.rows; ++r) {
+        const float z = row(r)[i * Vec::kLanes + lane];
+        if (z < threshold) continue;
+        insert_ranked(keys, params_.topk, rank_key(z, static_cast<uint32_t>(target.vocab_row + r)));
+        const RankKey last = keys[params_.topk - 1];
+        threshold = last == 0 ? -__builtin_inff() : value_of(last);
+      }
+      target.top.threshold[at + lane] = threshold;
+    }
+  }
+
+  const LinearLogprobsForwardParams& params_;
+  LogitTransform transform_;
+  bool identity_;
+  float* tile_ = nullptr;
+  Vec maximum_[kVecsPerRow];
+  Vec logit_sum_[kVecsPerRow];
+  SoftmaxState state_[kVecsPerRow];
+};
+
+template <class Engine, class T>
+class Forward {
+ public:
+  using Operand = typename Engine::Operand;
+
+  // A megabyte of bf16 at C = 1024: L2 keeps it while the panels of positions stream by.
+  static constexpr int64_t kVocabRowsAtOnce = kVocabBlock;
+
+  Forward(const LinearLogprobsForwardParams& params, const Threads& threads)
+      : params_(params),
+        threads_(threads),
+        padded_size_(round_up(params.hidden_size, kBlock)),
+        num_vocab_blocks_(ceil_div(params.vocab_size, kVocabBlock)),
+        num_vocab_tiles_(ceil_div(params.vocab_size, kBlock)),
+        filters_(params.kept != nullptr) {}
+
+  void run() {
+    Arena measure;
+    plan(measure);
+    Scratch scratch(measure.used());
+    Arena arena(scratch.data());
+    plan(arena);
+    const int64_t num_superblocks = ceil_div(params_.num_active, kSuperblock);
+    for (int64_t i = 0; i < num_superblocks; ++i) run_superblock(superblock_at(params_, i));
+  }
+
+ private:
+  void plan(Arena& arena) {
+    const int64_t workers = threads_.count;
+    panels_ = arena.take<Operand>(min(kSuperblock, round_up(params_.num_active, kBlock)) * padded_size_);
+    partials_ = arena.take<float>(num_vocab_blocks_ * PartialStatistics::kCount * kSuperblock);
+    tile_maxima_ = arena.take<uint16_t>(filters_ ? num_vocab_tiles_ * kSuperblock : 0);
+    tiles_ = arena.take<float>(workers * TileGroups::kElements);
+    vocab_rows_ = arena.take<Operand>(workers * VocabRows<Engine, T>::elements(kVocabRowsAtOnce, params_.hidden_size));
+    top_keys_ = arena.take<RankKey>(workers * kSuperblock * params_.topk);
+    top_thresholds_ = arena.take<float>(params_.topk > 0 ? workers * kSuperblock : 0);
+    buckets_.plan(arena, params_);
+  }
+
+  void run_superblock(const Superblock& superblock) {
+    buckets_.build(params_, superblock);
+    for_each_item(threads_, superblock.num_panels(), [&](int64_t panel, int) {
+      Engine::pack_transposed(PanelRows<T>(params_, superblock, panel).rows, params_.hidden_size,
+                              panels_ + panel * kBlock * padded_size_);
+    });
+    for (int64_t i = 0; i < threads_.count * kSuperblock * params_.topk; ++i) top_keys_[i] = 0;
+    for (int64_t i = 0; params_.topk > 0 && i < threads_.count * kSuperblock; ++i) {
+      top_thresholds_[i] = -__builtin_inff();
+    }
+    for_each_item(
+        threads_, num_vocab_blocks_,
+        [&](int64_t vocab_block, int worker) { sweep_vocab_block(superblock, vocab_block, worker); },
+        [](int, auto&& run) {
+          [[maybe_unused]] typename Engine::WorkerState state;
+          run();
+        });
+    for_each_item(threads_, superblock.num_panels(), [&](int64_t panel, int) { merge_panel(superblock, panel); });
+    if (filters_) {
+      for_each_item(threads_, num_vocab_blocks_, [&](int64_t block, int) { keep_tiles(superblock, block); });
+      keep_top(superblock);
+    }
+  }
+
+  TopKeys top_of(int worker) const {
+    if (params_.topk == 0) return {nullptr, nullptr};
+    return {top_keys_ + worker * kSuperblock * params_.topk, top_thresholds_ + worker * kSuperblock};
+  }
+
+  void sweep_vocab_block(const Superblock& superblock, int64_t vocab_block, int worker) {
+    const PartialStatistics statistics = PartialStatistics::at(partials_, vocab_block);
+    for (int64_t i = 0; i < superblock.num_panels() * kBlock; ++i) {
+      statistics.maximum[i] = -kFarthest;
+      statistics.sum[i] = statistics.weighted[i] = statistics.logit_sum[i] = 0.0f;
+    }
+    const TileGroups groups = {tiles_ + worker * TileGroups::kElements};
+    const VocabRows<Engine, T> rows(
+        vocab_rows_ + worker * VocabRows<Engine, T>::elements(kVocabRowsAtOnce, params_.hidden_size),
+        params_.hidden_size);
+    const int num_steps = static_cast<int>(padded_size_ / kBlock);
+    TileStatistics work(params_);
+    int parity = 0;
+    const int64_t end = min((vocab_block + 1) * kVocabBlock, params_.vocab_size);
+    for (int64_t first_row = vocab_block * kVocabBlock; first_row < end; first_row += kVocabRowsAtOnce) {
+      const int64_t num_tiles = ceil_div(min(end - first_row, kVocabRowsAtOnce), kBlock);
+      for (int64_t i = 0; i < num_tiles; ++i) rows.pack(params_, first_row + i * kBlock, i);
+      for (int64_t panel = 0; panel < superblock.num_panels(); ++panel) {
+        for (int64_t tile = 0; tile < num_tiles; tile += kGroup) {
+          const int count = static_cast<int>(min(num_tiles - tile, kGroup));
+          TileGroup group = groups[parity];
+          RowOperand<Operand> blocks[kGroup];
+          StatisticsTarget targets[kGroup];
+          for (int i = 0; i < count; ++i) {
+            blocks[i] = rows.block(tile + i);
+            const int64_t vocab_tile = first_row / kBlock + tile + i;
+            targets[i] = target_of(superblock, panel, vocab_tile, statistics, worker);
+            if (params_.stored_logits != nullptr) {
+              group.tiles[i] = params_.stored_logits + (vocab_tile * superblock.num_panels() + panel) * kTileElements;
+            }
+          }
+          const bool backwards = tile / kGroup % 2 == 1;
+          multiply_blocks<Engine>(blocks, group.tiles, count, panels_ + panel * kBlock * padded_size_,
+                                  {nullptr, 0, num_steps}, false, backwards, [&] { work.advance(); });
+          work.finish();
+          work.start(group, targets, count, int64_t{count} * num_steps);
+          parity ^= 1;
+        }
+      }
+    }
+    work.finish();
+  }
+
+  StatisticsTarget target_of(const Superblock& superblock, int64_t panel, int64_t vocab_tile,
+                             const PartialStatistics& statistics, int worker) const {
+    StatisticsTarget target;
+    target.statistics = statistics;
+    target.tile_maximum = filters_ ? tile_maxima_ + vocab_tile * kSuperblock + panel * kBlock : nullptr;
+    target.top = top_of(worker);
+    target.first_index = buckets_.begin(vocab_tile, panel);
+    target.last_index = buckets_.end(vocab_tile, panel);
+    target.panel_offset = panel * kBlock;
+    target.lanes = static_cast<int>(superblock.lanes(panel));
+    target.vocab_row = vocab_tile * kBlock;
+    target.rows = static_cast<int>(min(params_.vocab_size - target.vocab_row, kBlock));
+    return target;
+  }
+
+  // Partial statistics are merged in vocabulary order, whoever computed them.
+  void merge_panel(const Superblock& superblock, int64_t panel) {
+    float sum[kBlock], maximum[kBlock], weighted[kBlock], logit_sum[kBlock];
+    for (int i = 0; i < kBlock; i += Vec::kLanes) {
+      SoftmaxState state;
+      Vec logits(0.0f);
+      for (int64_t block = 0; block < num_vocab_blocks_; ++block) {
+        const PartialStatistics partial = PartialStatistics::at(partials_, block);
+        const int64_t at = panel * kBlock + i;
+        state.merge({Vec::load(partial.maximum + at), Vec::load(partial.sum + at), Vec::load(partial.weighted + at)});
+        logits += Vec::load(partial.logit_sum + at);
+      }
+      state.maximum.store(maximum + i);
+      state.sum.store(sum + i);
+      state.weighted.store(weighted + i);
+      logits.store(logit_sum + i);
+    }
+    for (int64_t lane = 0; lane < superblock.lanes(panel); ++lane) {
+      const int64_t position = params_.active_positions[superblock.first + panel * kBlock + lane];
+      const float log_sum = static_cast<float>(__builtin_log(static_cast<double>(sum[lane])));
+      params_.lse[position] = maximum[lane] + log_sum;
+      if (params_.wants_entropy) params_.entropy[position] = log_sum - weighted[lane] / sum[lane];
+      if (params_.wants_logit_sum) params_.logit_sum[position] = logit_sum[lane];
+      if (params_.topk > 0) merge_top(panel * kBlock + lane, position);
+    }
+  }
+
+  void merge_top(int64_t at, int64_t position) {
+    RankKey* best = top_keys_ + at * params_.topk;
+    for (int worker = 1; worker < threads_.count; ++worker) {
+      const RankKey* others = top_of(worker).keys + at * params_.topk;
+      for (int64_t i = 0; i < params_.topk; ++i) insert_ranked(best, params_.topk, others[i]);
+    }
+    for (int64_t i = 0; i < params_.topk; ++i) {
+      params_.topk_values[position * params_.topk + i] = value_of(best[i]);
+      params_.topk_indices[position * params_.topk + i] = index_of(best[i]);
+    }
+  }
+
+  uint32_t* kept_word(const Superblock& superblock, int64_t vocab_tile, int64_t panel) const {
+    return params_.kept + vocab_tile * params_.kept_words + superblock.first / kBlock + panel;
+  }
+
+  // A tile survives unless its greatest logit, rounded up, is below the threshold: a NaN survives.
+  void keep_tiles(const Superblock& superblock, int64_t vocab_block) {
+    const int64_t last = min((vocab_block + 1) * kTilesPerVocabBlock, num_vocab_tiles_);
+    for (int64_t tile = vocab_block * kTilesPerVocabBlock; tile < last; ++tile) {
+      for (int64_t panel = 0; panel < superblock.num_panels(); ++panel) {
+        const uint16_t* maxima = tile_maxima_ + tile * kSuperblock + panel * kBlock;
+        float lse[kBlock];
+        for (int64_t lane = 0; lane < kBlock; ++lane) {
+          const bool present = lane < superblock.lanes(panel);
+          lse[lane] = present ? params_.lse[params_.active_positions[superblock.first + panel * kBlock + lane]]
+                              : __builtin_inff();
+        }
+        uint32_t bits = 0;
+        for (int i = 0; i < kBlock; i += Vec::kLanes) {
+          const Vec bound = Vec::load(reinterpret_cast<const BFloat16*>(maxima + i));
+          bits |= not_less(bound - Vec::load(lse + i), Vec(params_.filter_log_eps)).to_bits() << i;
+        }
+        for (auto entry = buckets_.begin(tile, panel); entry != buckets_.end(tile, panel); ++entry) {
+          bits |= 1u << (entry->cell % kBlock);
+        }
+        const int64_t lanes = superblock.lanes(panel);
+        *kept_word(superblock, tile, panel) = lanes == kBlock ? bits : bits & ((1u << lanes) - 1);
+      }
+    }
+  }
+
+  void keep_top(const Superblock& superblock) {
+    for (int64_t i = 0; i < superblock.count; ++i) {
+      const int64_t position = params_.active_positions[superblock.first + i];
+      for (int64_t k = 0; k < params_.topk; ++k) {
+        const int64_t vocab_tile = params_.topk_indices[position * params_.topk + k] / kBlock;
+        *kept_word(superblock, vocab_tile, i / kBlock) |= 1u << (i % kBlock);
+      }
+    }
+  }
+
+  const LinearLogprobsForwardParams& params_;
+  const Threads& threads_;
+  int64_t padded_size_, num_vocab_blocks_, num_vocab_tiles_;
+  bool filters_;
+  Operand* panels_ = nullptr;         // [panels][padded_size, 32] packed rows of e
+  float* partials_ = nullptr;         // [vocab blocks][kCount][kSuperblock]
+  uint16_t* tile_maxima_ = nullptr;   // [vocab tiles][kSuperblock] upper halves of fp32, rounded up
+  float* tiles_ = nullptr;            // [workers][2 groups][kGroup][32, 32]
+  Operand* vocab_rows_ = nullptr;     // [workers][kVocabRowsAtOnce, row stride]
+  RankKey* top_keys_ = nullptr;       // [workers][kSuperblock, topk]
+  float* top_thresholds_ = nullptr;   // [workers][kSuperblock]
+  IndexBuckets buckets_;
+};
+
+}  // namespace
+
+void linear_logprobs_forward(const LinearLogprobsForwardParams& params, const Threads& threads) {
+  switch (params.dtype) {
+    case DType::kFloat32:
+      return Forward<FmaEngine, float>(params, threads).run();
+    case DType::kFloat16:
+      return Forward<FmaEngine, Float16>(params, threads).run();
+    case DType::kBFloat16:
+#if defined(__AMX_BF16__)
+      return Forward<AmxEngine, BFloat16>(params, threads).run();
+#else
+      return Forward<FmaEngine, BFloat16>(params, threads).run();
+#endif
+  }
+}
+
+}  // namespace tokcore::cpu::TOKCORE_ISA

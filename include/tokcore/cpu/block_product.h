@@ -1,0 +1,168 @@
+// The one matrix product of the CPU kernels: a block of kBlock rows times a panel of kBlock columns.
+//
+//   out[32][32] (+)= a[32][K] * panel[K][32]
+//
+// An engine says how operands are stored, packs them and multiplies. Two engines share one interface: AMX tiles for bf16
+// (block_product_amx.h) and fp32 FMA for everything else, at every instruction-set level. K is walked in steps of 32; a
+// list of steps may leave some out (a sparse product), and `step` is called once per step so that other work can be woven
+// into the wait for the matrix unit.
+#pragma once
+
+#include "tokcore/common/math.h"
+#include "tokcore/cpu/vec.h"
+
+namespace tokcore::cpu::TOKCORE_ISA {
+
+inline constexpr int kBlock = 32;  // rows and columns of a block, and the elements of K in one step
+
+struct NoStep {
+  void operator()() const {}
+};
+
+// The steps of K to walk: first, first + 1, … or the listed ones from there.
+struct StepList {
+  const int32_t* steps = nullptr;  // ascending, or null
+  int first = 0;
+  int count = 0;
+  int operator[](int i) const { return steps == nullptr ? first + i : steps[first + i]; }
+};
+
+template <class Operand>
+struct RowOperand {
+  const Operand* data;  // [32][K]
+  int64_t row_stride;
+  int64_t k_stride;  // 1 for AMX
+};
+
+struct FmaEngine {
+  using Operand = float;
+  struct WorkerState {};
+  static constexpr int kStepsPerPass = 8;  // 32 KB of panel
+
+  // Multiplies kRows rows at a time: enough accumulators to hide the latency of an FMA, few enough to stay in registers.
+  static constexpr int kRows = Vec::kLanes == 16 ? 8 : 4;
+  static constexpr int kColumns = 2 * Vec::kLanes;
+
+  template <class Step>
+  static void multiply(RowOperand<float> a, const float* panel, StepList steps, bool accumulate, float* out,
+                       Step&&) {
+    for (int row = 0; row < kBlock; row += kRows) {
+      for (int column = 0; column < kBlock; column += kColumns) {
+        multiply_rows(a.data + row * a.row_stride, a.row_stride, a.k_stride, panel + column, steps, accumulate,
+                      out + row * kBlock + column);
+      }
+    }
+  }
+
+  // Panel of the transposed rows: panel[k][i] = rows[i][k]; missing rows (null) and k >= size give 0.
+  template <class T>
+  static void pack_transposed(const T* const* rows, int64_t size, float* panel) {
+    const int64_t padded = round_up(size, kBlock);
+    for (int64_t k0 = 0; k0 < padded; k0 += kBlock) {
+      float block[kBlock][kBlock];  // [row][k], so that each row is read in one go
+      for (int row = 0; row < kBlock; ++row) {
+        for (int k = 0; k < kBlock; ++k) {
+          block[row][k] = rows[row] != nullptr && k0 + k < size ? to_float(rows[row][k0 + k]) : 0.0f;
+        }
+      }
+      for (int k = 0; k < kBlock; ++k) {
+        for (int row = 0; row < kBlock; ++row) panel[(k0 + k) * kBlock + row] = block[row][k];
+      }
+    }
+  }
+
+  // Panel of 32 columns of consecutive rows: panel[k][j] = rows[k][column + j], k in [0, num_rows) padded by zeros.
+  template <class T>
+  static void pack_columns(const T* const* rows, int64_t num_rows, int64_t column, int64_t num_columns, float* panel) {
+    const int64_t width = min(num_columns - column, kBlock);
+    const int64_t padded = round_up(num_rows, kBlock);
+    for (int64_t k = 0; k < padded; ++k) {
+      float* out = panel + k * kBlock;
+      const T* row = k < num_rows ? rows[k] : nullptr;
+      if (row != nullptr && width == kBlock) {
+        for (int j = 0; j < kBlock; j += Vec::kLanes) Vec::load(row + column + j).store(out + j);
+      } else {
+        for (int j = 0; j < kBlock; ++j) out[j] = row != nullptr && j < width ? to_float(row[column + j]) : 0.0f;
+      }
+    }
+  }
+
+  // Row operand: out[i][k] = source[i][k] for one block of rows, missing rows and k >= size padded by zeros.
+  template <class T>
+  static void pack_rows(const T* source, int64_t source_stride, int64_t num_rows, int64_t size, float* out,
+                        int64_t out_stride) {
+    const int64_t padded = round_up(size, kBlock);
+    for (int64_t row = 0; row < kBlock; ++row) {
+      float* to = out + row * out_stride;
+      int64_t k = 0;
+      if (row < num_rows) {
+        const T* from = source + row * source_stride;
+        for (; k + Vec::kLanes <= size; k += Vec::kLanes) Vec::load(from + k).store(to + k);
+        for (; k < size; ++k) to[k] = to_float(from[k]);
+      }
+      for (; k < padded; ++k) to[k] = 0.0f;
+    }
+  }
+ private:
+  static void multiply_rows(const float* a, int64_t row_stride, int64_t k_stride, const float* panel, StepList steps,
+                            bool accumulate, float* out) {
+    Vec sum[kRows][2];
+    for (int i = 0; i < kRows; ++i) {
+      for (int j = 0; j < 2; ++j) {
+        sum[i][j] = accumulate ? Vec::load(out + i * kBlock + j * Vec::kLanes) : Vec(0.0f);
+      }
+    }
+    for (int s = 0; s < steps.count; ++s) {
+      const int64_t k0 = int64_t{steps[s]} * kBlock;
+      const float* a_block = a + k0 * k_stride;
+      const float* panel_block = panel + k0 * kBlock;
+      for (int k = 0; k < kBlock; ++k) {
+        const Vec left = Vec::load(panel_block + k * kBlock);
+        const Vec right = Vec::load(panel_block + k * kBlock + Vec::kLanes);
+#pragma GCC unroll 8
+        for (int i = 0; i < kRows; ++i) {
+          const Vec factor(a_block[i * row_stride + k * k_stride]);
+          sum[i][0] = fma(factor, left, sum[i][0]);
+          sum[i][1] = fma(factor, right, sum[i][1]);
+        }
+      }
+    }
+    for (int i = 0; i < kRows; ++i) {
+      for (int j = 0; j < 2; ++j) sum[i][j].store(out + i * kBlock + j * Vec::kLanes);
+    }
+  }
+};
+
+}  // namespace tokcore::cpu::TOKCORE_ISA
+
+#if defined(__AMX_BF16__)
+#include "tokcore/cpu/block_product_amx.h"
+#endif
+
+namespace tokcore::cpu::TOKCORE_ISA {
+
+// Elements between the rows of a packed row operand: an odd number of steps, so that the 16 rows of a tile never fall into
+// one another's cache sets (rows 2 KB apart cost a fifth of the speed).
+inline int64_t row_operand_stride(int64_t size) { return (ceil_div(size, kBlock) | 1) * kBlock; }
+
+// Several row blocks against one panel: outs[i] (+)= rows[i] * panel, each out a dense 32 x 32 tile.
+// K is cut into passes whose part of the panel (32 KB) stays in L1 while the row blocks stream from L2; sums go back to the
+// out tiles between passes. `backwards` walks the passes from the end, so that a following call on the same panel starts
+// with the part that is still in L1. A row's sum depends on `backwards` alone, not on the blocks beside it.
+template <class Engine, class Step>
+void multiply_blocks(const RowOperand<typename Engine::Operand>* rows, float* const* outs, int num_blocks,
+                     const typename Engine::Operand* panel, StepList steps, bool accumulate, bool backwards,
+                     Step&& step) {
+  const int num_passes = static_cast<int>(max(ceil_div(steps.count, Engine::kStepsPerPass), 1));
+  for (int i = 0; i < num_passes; ++i) {
+    const int pass = backwards ? num_passes - 1 - i : i;
+    const int begin = steps.count * pass / num_passes;
+    const int end = steps.count * (pass + 1) / num_passes;
+    const StepList part = {steps.steps, steps.first + begin, end - begin};
+    for (int block = 0; block < num_blocks; ++block) {
+      Engine::multiply(rows[block], panel, part, accumulate || i > 0, outs[block], step);
+    }
+  }
+}
+
+}  // namespace tokcore::cpu::TOKCORE_ISA

@@ -1,0 +1,150 @@
+// The block product on AMX bf16 tiles: fp32 accumulation, 2 x 2 tiles of 16 x 16. Included by block_product.h alone.
+#pragma once
+
+namespace tokcore::cpu::TOKCORE_ISA {
+
+// One thread's tile registers, shaped for 16 rows of 64 bytes, released at the end of scope.
+class TileState {
+ public:
+  TileState() {
+    struct alignas(64) Config {
+      uint8_t palette = 1;
+      uint8_t start_row = 0;
+      uint8_t reserved[14] = {};
+      uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } config;
+    // gcc 12 does not see that the instruction reads memory and may drop the stores above it.
+    asm volatile("" ::"r"(&config) : "memory");
+    _tile_loadconfig(&config);
+  }
+  ~TileState() { _tile_release(); }
+  TileState(const TileState&) = delete;
+  TileState& operator=(const TileState&) = delete;
+};
+
+// Rows i of 16 dwords become columns i.
+inline void transpose_16x16_dwords(__m512i r[16]) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+  }
+}
+
+struct AmxEngine {
+  using Operand = BFloat16;
+  using WorkerState = TileState;
+  static constexpr int kStepsPerPass = 16;  // 32 KB of panel
+
+  // A panel is a row of steps; a step holds two tiles (columns 0-15 and 16-31) of 16 rows, each row the pairs
+  // (k, k+1) of 16 columns: the layout TDPBF16PS wants of its second operand.
+  static constexpr int64_t kStepElements = kBlock * kBlock;
+  static constexpr int64_t kTileElements = kStepElements / 2;
+
+  template <class Step>
+  static void multiply(RowOperand<BFloat16> a, const BFloat16* panel, StepList steps, bool accumulate, float* out,
+                       Step&& step) {
+    const int64_t a_bytes = a.row_stride * 2;
+    constexpr int64_t kOutBytes = kBlock * 4;
+    if (accumulate) {
+      asm volatile("" ::: "memory");
+      _tile_loadd(0, out, kOutBytes);
+      _tile_loadd(1, out + 16, kOutBytes);
+      _tile_loadd(2, out + 16 * kBlock, kOutBytes);
+      _tile_loadd(3, out + 16 * kBlock + 16, kOutBytes);
+    } else {
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+    asm volatile("" ::: "memory");
+    for (int s = 0; s < steps.count; ++s) {
+      const int64_t k = steps[s];
+      const BFloat16* left = a.data + k * kBlock;
+      const BFloat16* right = panel + k * kStepElements;
+      _tile_loadd(6, right, 64);
+      _tile_stream_loadd(4, left, a_bytes);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, right + kTileElements, 64);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_stream_loadd(5, left + 16 * a.row_stride, a_bytes);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+      step();
+    }
+    _tile_stored(0, out, kOutBytes);
+    _tile_stored(1, out + 16, kOutBytes);
+    _tile_stored(2, out + 16 * kBlock, kOutBytes);
+    _tile_stored(3, out + 16 * kBlock + 16, kOutBytes);
+    asm volatile("" ::: "memory");
+  }
+
+  static void pack_transposed(const BFloat16* const* rows, int64_t size, BFloat16* panel) {
+    for (int64_t k = 0; k < size; k += kBlock) {
+      const __mmask32 mask = size - k >= kBlock ? ~__mmask32{0} : (__mmask32{1} << (size - k)) - 1;
+      for (int half = 0; half < 2; ++half) {
+        __m512i block[16];
+        for (int i = 0; i < 16; ++i) {
+          const BFloat16* row = rows[half * 16 + i];
+          block[i] = row == nullptr ? _mm512_setzero_si512() : _mm512_maskz_loadu_epi16(mask, row + k);
+        }
+        transpose_16x16_dwords(block);
+        BFloat16* tile = panel + (k / kBlock) * kStepElements + half * kTileElements;
+        for (int i = 0; i < 16; ++i) _mm512_storeu_si512(tile + i * kBlock, block[i]);
+      }
+    }
+  }
+
+  static void pack_columns(const BFloat16* const* rows, int64_t num_rows, int64_t column, int64_t num_columns,
+                           BFloat16* panel) {
+    const int64_t padded = round_up(num_rows, kBlock);
+    for (int half = 0; half < 2; ++half) {
+      const int64_t first = column + half * 16;
+      const int64_t width = max(0, min(num_columns - first, 16));
+      const __mmask16 mask = static_cast<__mmask16>((1u << width) - 1);
+      auto load = [&](int64_t k) {
+        const bool present = k < num_rows && rows[k] != nullptr && width > 0;
+        return present ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, rows[k] + first)) : _mm512_setzero_si512();
+      };
+      for (int64_t k = 0; k < padded; k += 2) {
+        const __m512i pairs = _mm512_or_si512(load(k), _mm512_slli_epi32(load(k + 1), 16));
+        BFloat16* tile = panel + (k / kBlock) * kStepElements + half * kTileElements;
+        _mm512_storeu_si512(tile + (k % kBlock) / 2 * kBlock, pairs);
+      }
+    }
+  }
+
+  static void pack_rows(const BFloat16* source, int64_t source_stride, int64_t num_rows, int64_t size, BFloat16* out,
+                        int64_t out_stride) {
+    for (int64_t row = 0; row < kBlock; ++row) {
+      for (int64_t k = 0; k < size; k += kBlock) {
+        const int64_t rest = row < num_rows ? min(size - k, kBlock) : 0;
+        const __mmask32 mask = rest == kBlock ? ~__mmask32{0} : (__mmask32{1} << rest) - 1;
+        const BFloat16* from = rest > 0 ? source + row * source_stride + k : source;
+        _mm512_storeu_si512(out + row * out_stride + k, _mm512_maskz_loadu_epi16(mask, from));
+      }
+    }
+  }
+};
+
+}  // namespace tokcore::cpu::TOKCORE_ISA
