@@ -12,11 +12,12 @@ STABLE_TORCH_LIBRARY(tokcore, m) {
 
   // Row statistics of softmax(softcap(e c^T + bias) / temperature) without the [T, V] matrix:
   // lse [T], entropy [T], gathered logits [T, K], logit_sum [T], topk_values and topk_indices [T, topk], and the bit masks
-  // of the (position, 32 vocabulary rows) pairs that the gradient filter keeps.
+  // of the (position, 32 vocabulary rows) pairs that the gradient filter keeps. workspace_bytes is the bound of the backward
+  // to come, refused here if it is too small.
   m.def(
       "linear_logprobs_forward(Tensor e, Tensor c, Tensor indices, Tensor? bias=None, Tensor? class_weight=None, *, "
       "int? ignore_index=None, SymInt seq_len=0, int shift=0, float? softcap=None, float temperature=1.0, "
-      "bool entropy=False, bool logit_sum=False, int topk=0, float? filter_eps=None) -> "
+      "bool entropy=False, bool logit_sum=False, int topk=0, float? filter_eps=None, int? workspace_bytes=None) -> "
       "(Tensor lse, Tensor entropy, Tensor gathered, Tensor logit_sum, Tensor topk_values, Tensor topk_indices, "
       "Tensor kept)");
 

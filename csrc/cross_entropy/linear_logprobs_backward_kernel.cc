@@ -11,20 +11,16 @@ struct GradientBlock {
   // Odd multiples of a cache line keep the rows of a tile out of one another's cache sets.
   static constexpr int64_t kRowStride = kSuperblock + 64 / static_cast<int64_t>(sizeof(Operand));
   static constexpr int64_t kColumnStride = kVocabBlock + 64 / static_cast<int64_t>(sizeof(Operand));
-  Operand* by_vocab;     // [kVocabBlock][kRowStride]
-  Operand* by_position;  // [kSuperblock][kColumnStride], AMX only: FMA reads by_vocab with a stride
+  Operand* by_vocab;     // [kVocabBlock][kRowStride], for grad_c
+  Operand* by_position;  // [kSuperblock][kColumnStride], for grad_e
 
   void plan(Arena& arena) {
     by_vocab = arena.take<Operand>(kVocabBlock * kRowStride);
-    by_position = arena.take<Operand>(sizeof(Operand) == 2 ? kSuperblock * kColumnStride : 0);
+    by_position = arena.take<Operand>(kSuperblock * kColumnStride);
   }
-  RowOperand<Operand> vocab_rows(int64_t tile) const { return {by_vocab + tile * kBlock * kRowStride, kRowStride, 1}; }
+  RowOperand<Operand> vocab_rows(int64_t tile) const { return {by_vocab + tile * kBlock * kRowStride, kRowStride}; }
   RowOperand<Operand> position_rows(int64_t panel) const {
-    if constexpr (sizeof(Operand) == 2) {
-      return {by_position + panel * kBlock * kColumnStride, kColumnStride, 1};
-    } else {
-      return {by_vocab + panel * kBlock, 1, kRowStride};
-    }
+    return {by_position + panel * kBlock * kColumnStride, kColumnStride};
   }
 
   void store_by_vocab(const float* tile, int64_t vocab_tile, int64_t panel) const {
@@ -33,24 +29,9 @@ struct GradientBlock {
       for (int i = 0; i < kBlock; i += Vec::kLanes) Vec::load(tile + r * kBlock + i).store(to + i);
     }
   }
-
-  void store_by_position([[maybe_unused]] const float* tile, [[maybe_unused]] int64_t vocab_tile,
-                         [[maybe_unused]] int64_t panel) const {
-#if defined(__AMX_BF16__)
-    if constexpr (sizeof(Operand) == 2) {
-      for (int half = 0; half < 2; ++half) {
-        __m512i pairs[16];  // row i: the pairs (2i, 2i + 1) of vocabulary rows for 16 positions
-        for (int i = 0; i < 16; ++i) {
-          const __m256i even = Vec::load(tile + 2 * i * kBlock + half * 16).to_bfloat16();
-          const __m256i odd = Vec::load(tile + (2 * i + 1) * kBlock + half * 16).to_bfloat16();
-          pairs[i] = _mm512_or_si512(_mm512_cvtepu16_epi32(even), _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
-        }
-        transpose_16x16_dwords(pairs);
-        Operand* to = by_position + (panel * kBlock + half * 16) * kColumnStride + vocab_tile * kBlock;
-        for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + i * kColumnStride, pairs[i]);
-      }
-    }
-#endif
+  void store_by_position(const float* tile, int64_t vocab_tile, int64_t panel) const {
+    Operand* to = by_position + panel * kBlock * kColumnStride + vocab_tile * kBlock;
+    store_transposed_block(tile, to, kColumnStride);
   }
 };
 

@@ -7,13 +7,20 @@
 namespace tokcore::cross_entropy {
 namespace {
 
+void check_workspace(const Checker& check, const LinearLogprobsBackwardParams& params, int64_t workspace_bytes,
+                     const cpu::Threads& threads) {
+  const int64_t least = least_backward_workspace_cpu(params, threads);
+  check.require(workspace_bytes >= least, "workspace_bytes", "at least " + std::to_string(least), workspace_bytes);
+}
+
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 ForwardResult linear_logprobs_forward(const Tensor& e, const Tensor& c, const Tensor& indices,
                                       std::optional<Tensor> bias, std::optional<Tensor> class_weight,
                                       std::optional<int64_t> ignore_index, int64_t seq_len, int64_t shift,
                                       std::optional<double> softcap, double temperature, bool entropy, bool logit_sum,
-                                      int64_t topk, std::optional<double> filter_eps) {
+                                      int64_t topk, std::optional<double> filter_eps,
+                                      std::optional<int64_t> workspace_bytes) {
   const Checker check("linear_logprobs_forward");
   const LogitsArguments arguments{e, c, indices, bias, class_weight, seq_len, shift, softcap, temperature, filter_eps};
   check_arguments(check, arguments, topk, {});
@@ -51,7 +58,14 @@ ForwardResult linear_logprobs_forward(const Tensor& e, const Tensor& c, const Te
     params.topk_indices = core::mutable_data_of<int64_t>(topk_indices);
     params.kept = filter_eps.has_value() ? core::mutable_data_of<uint32_t>(kept) : nullptr;
     params.kept_words = kept_words;
-    run_linear_logprobs_forward_cpu(params, core::torch_threads());
+    const cpu::Threads threads = core::torch_threads();
+    if (workspace_bytes.has_value()) {
+      LinearLogprobsBackwardParams backward = {};
+      static_cast<LinearLogitsParams&>(backward) = params;
+      backward.grad_e = backward.grad_c = params.lse;  // both asked for, neither written here
+      check_workspace(check, backward, *workspace_bytes, threads);
+    }
+    run_linear_logprobs_forward_cpu(params, threads);
   }
   return {lse, entropies, gathered, logit_sums, topk_values, topk_indices, kept};
 }
@@ -120,8 +134,8 @@ BackwardResult linear_logprobs_backward(const Tensor& e, const Tensor& c, const 
     }
     const cpu::Threads threads = core::torch_threads();
     if (workspace_bytes.has_value()) {
-      const int64_t needed = linear_logprobs_backward_workspace_cpu(params, threads);
-      check.require(*workspace_bytes >= needed, "workspace_bytes", "at least " + std::to_string(needed), *workspace_bytes);
+      check_workspace(check, params, *workspace_bytes, threads);
+      params.workspace_bytes = *workspace_bytes;
     }
     run_linear_logprobs_backward_cpu(params, threads);
   }

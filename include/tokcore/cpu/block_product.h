@@ -31,7 +31,6 @@ template <class Operand>
 struct RowOperand {
   const Operand* data;  // [32][K]
   int64_t row_stride;
-  int64_t k_stride;  // 1 for AMX
 };
 
 struct FmaEngine {
@@ -48,7 +47,7 @@ struct FmaEngine {
                        Step&&) {
     for (int row = 0; row < kBlock; row += kRows) {
       for (int column = 0; column < kBlock; column += kColumns) {
-        multiply_rows(a.data + row * a.row_stride, a.row_stride, a.k_stride, panel + column, steps, accumulate,
+        multiply_rows(a.data + row * a.row_stride, a.row_stride, panel + column, steps, accumulate,
                       out + row * kBlock + column);
       }
     }
@@ -104,7 +103,7 @@ struct FmaEngine {
     }
   }
  private:
-  static void multiply_rows(const float* a, int64_t row_stride, int64_t k_stride, const float* panel, StepList steps,
+  static void multiply_rows(const float* a, int64_t row_stride, const float* panel, StepList steps,
                             bool accumulate, float* out) {
     Vec sum[kRows][2];
     for (int i = 0; i < kRows; ++i) {
@@ -114,14 +113,14 @@ struct FmaEngine {
     }
     for (int s = 0; s < steps.count; ++s) {
       const int64_t k0 = int64_t{steps[s]} * kBlock;
-      const float* a_block = a + k0 * k_stride;
+      const float* a_block = a + k0;
       const float* panel_block = panel + k0 * kBlock;
       for (int k = 0; k < kBlock; ++k) {
         const Vec left = Vec::load(panel_block + k * kBlock);
         const Vec right = Vec::load(panel_block + k * kBlock + Vec::kLanes);
 #pragma GCC unroll 8
         for (int i = 0; i < kRows; ++i) {
-          const Vec factor(a_block[i * row_stride + k * k_stride]);
+          const Vec factor(a_block[i * row_stride + k]);
           sum[i][0] = fma(factor, left, sum[i][0]);
           sum[i][1] = fma(factor, right, sum[i][1]);
         }
@@ -132,6 +131,17 @@ struct FmaEngine {
     }
   }
 };
+
+}  // namespace tokcore::cpu::TOKCORE_ISA
+
+namespace tokcore::cpu::TOKCORE_ISA {
+
+// to[j][i] = block[i][j] for a dense 32 x 32 block, in the type that products read.
+inline void store_transposed_block(const float* block, float* to, int64_t stride) {
+  for (int j = 0; j < kBlock; ++j) {
+    for (int i = 0; i < kBlock; ++i) to[j * stride + i] = block[i * kBlock + j];
+  }
+}
 
 }  // namespace tokcore::cpu::TOKCORE_ISA
 

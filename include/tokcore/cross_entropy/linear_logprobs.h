@@ -71,6 +71,7 @@ struct LinearLogprobsBackwardParams : LinearLogitsParams {
   void* grad_c;          // [V, C] contiguous, dtype of c; or null
   float* grad_c_sum;     // [V, C] contiguous, added to in place of storing grad_c; or null
   float* grad_bias;      // [V] added to, or null
+  int64_t workspace_bytes;  // scratch to stay within; 0: as much as is fastest
 };
 
 // sum_t nll_scale_t (lse_t - z_t) + smooth_scale_t (sum_v w_v lse_t - logit_sum_t) + square_scale_t lse_t^2 and its
@@ -96,7 +97,7 @@ void run_linear_logprobs_backward_cpu(const LinearLogprobsBackwardParams& params
 
 void run_linear_cross_entropy_chunked_cpu(LinearCrossEntropyChunkedParams& params, const cpu::Threads& threads);
 
-// Bytes of scratch that the backward takes beside its outputs.
-int64_t linear_logprobs_backward_workspace_cpu(const LinearLogprobsBackwardParams& params, const cpu::Threads& threads);
+// The least workspace in bytes within which the backward can run.
+int64_t least_backward_workspace_cpu(const LinearLogprobsBackwardParams& params, const cpu::Threads& threads);
 
 }  // namespace tokcore

@@ -71,7 +71,7 @@ class VocabRows {
     Engine::pack_rows(source, params.stride_c_row, min(params.vocab_size - row, kBlock), params.hidden_size,
                       data_ + index * kBlock * stride_, stride_);
   }
-  RowOperand<Operand> block(int64_t index) const { return {data_ + index * kBlock * stride_, stride_, 1}; }
+  RowOperand<Operand> block(int64_t index) const { return {data_ + index * kBlock * stride_, stride_}; }
 
  private:
   Operand* data_ = nullptr;

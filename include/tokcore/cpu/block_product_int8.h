@@ -1,0 +1,76 @@
+// The block product on signed bytes with exact int32 sums: out[32][32] (+)= a[32][K] * panel[K][32].
+// AMX tiles where the level has them, widened multiplication elsewhere: one meaning, bit for bit.
+#pragma once
+
+#include "tokcore/cpu/block_product.h"
+
+namespace tokcore::cpu::TOKCORE_ISA {
+
+// K goes in steps of 64. A panel is a row of steps; a step holds two tiles (columns 0-15 and 16-31) of 16 rows, each row
+// the quadruples (k, …, k+3) of 16 columns.
+inline constexpr int kInt8Step = 64;
+inline constexpr int64_t kInt8TileBytes = 16 * 64;
+
+inline int64_t int8_panel_bytes(int64_t size) { return ceil_div(size, kInt8Step) * 2 * kInt8TileBytes; }
+
+// Panel of the transposed rows: panel(k, i) = rows[i][k]; missing rows (null) and k >= size give 0.
+inline void pack_transposed_int8(const int8_t* const* rows, int64_t size, int8_t* panel) {
+  for (int64_t k = 0; k < round_up(size, kInt8Step); ++k) {
+    for (int column = 0; column < kBlock; ++column) {
+      int8_t* tile = panel + (k / kInt8Step * 2 + column / 16) * kInt8TileBytes;
+      const bool present = rows[column] != nullptr && k < size;
+      tile[k % kInt8Step / 4 * 64 + column % 16 * 4 + k % 4] = present ? rows[column][k] : int8_t{0};
+    }
+  }
+}
+
+// a: 32 rows, K padded by zeros to whole steps; out dense. A thread's TileState must be in scope at the AMX level.
+inline void multiply_int8(const int8_t* a, int64_t a_stride, const int8_t* panel, int64_t num_steps, bool accumulate,
+                          int32_t* out) {
+#if defined(__AMX_INT8__)
+  constexpr int64_t kOutBytes = kBlock * 4;
+  asm volatile("" ::: "memory");
+  if (accumulate) {
+    _tile_loadd(0, out, kOutBytes);
+    _tile_loadd(1, out + 16, kOutBytes);
+    _tile_loadd(2, out + 16 * kBlock, kOutBytes);
+    _tile_loadd(3, out + 16 * kBlock + 16, kOutBytes);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int64_t step = 0; step < num_steps; ++step) {
+    _tile_loadd(6, panel + step * 2 * kInt8TileBytes, 64);
+    _tile_stream_loadd(4, a + step * kInt8Step, a_stride);
+    _tile_dpbssd(0, 4, 6);
+    _tile_loadd(7, panel + (step * 2 + 1) * kInt8TileBytes, 64);
+    _tile_dpbssd(1, 4, 7);
+    _tile_stream_loadd(5, a + 16 * a_stride + step * kInt8Step, a_stride);
+    _tile_dpbssd(2, 5, 6);
+    _tile_dpbssd(3, 5, 7);
+  }
+  _tile_stored(0, out, kOutBytes);
+  _tile_stored(1, out + 16, kOutBytes);
+  _tile_stored(2, out + 16 * kBlock, kOutBytes);
+  _tile_stored(3, out + 16 * kBlock + 16, kOutBytes);
+  asm volatile("" ::: "memory");
+#else
+  for (int row = 0; row < kBlock; ++row) {
+    int32_t sums[kBlock];
+    for (int column = 0; column < kBlock; ++column) sums[column] = accumulate ? out[row * kBlock + column] : 0;
+    for (int64_t k = 0; k < num_steps * kInt8Step; k += 4) {
+      const int8_t* factors = a + row * a_stride + k;
+      const int8_t* quads = panel + k / kInt8Step * 2 * kInt8TileBytes + k % kInt8Step / 4 * 64;
+      for (int column = 0; column < kBlock; ++column) {
+        const int8_t* quad = quads + column / 16 * kInt8TileBytes + column % 16 * 4;
+        for (int i = 0; i < 4; ++i) sums[column] += int32_t{factors[i]} * int32_t{quad[i]};
+      }
+    }
+    for (int column = 0; column < kBlock; ++column) out[row * kBlock + column] = sums[column];
+  }
+#endif
+}
+
+}  // namespace tokcore::cpu::TOKCORE_ISA
