@@ -1,5 +1,6 @@
 // Backward: per vocabulary block and superblock, recompute the logits, turn them into dZ, and multiply dZ with e and c while
 // it is in cache. A gradient element has one owner, which adds in a fixed order in fp32. Compiled once per instruction set.
+#include "tokcore/cpu/prefetch.h"
 #include "tokcore/cross_entropy/logits_tiles.h"
 
 namespace tokcore::cpu::TOKCORE_ISA {
@@ -68,6 +69,7 @@ struct GradientTarget {
   int64_t vocab_tile;  // in its vocabulary block
   int64_t vocab_row;   // of the tile's first row
   int rows;            // inside the vocabulary
+  int lanes;           // that hold positions
   float* grad_bias;    // [32] sums over the panel's positions, or null
 };
 
@@ -90,6 +92,7 @@ class TileGradient : public WovenWork<TileGradient<Operand>, GradientTarget> {
     if (portion < kRowPortions) return differentiate_rows(tile, target, portion * kRowsPerPortion);
     if (portion == kRowPortions) {
       add_indices(tile, target);
+      if (target.lanes < kBlock) clear_lanes(tile, target.lanes);
       if (target.grad_bias != nullptr) add_bias(tile, target);
       return block_.store_by_vocab(tile, target.vocab_tile, target.panel);
     }
@@ -131,6 +134,13 @@ class TileGradient : public WovenWork<TileGradient<Operand>, GradientTarget> {
     for (const IndexBuckets::Entry* entry = target.first_index; entry != target.last_index; ++entry) {
       const int64_t at = params_.active_positions[entry->active] * params_.num_indices + entry->k;
       tile[entry->cell] += params_.grad_logits[at] * transform_.slope(params_.logits[at]);
+    }
+  }
+
+  // A lane without a position holds 0 times whatever is in c, which may be NaN.
+  static void clear_lanes(float* tile, int lanes) {
+    for (int r = 0; r < kBlock; ++r) {
+      for (int lane = lanes; lane < kBlock; ++lane) tile[r * kBlock + lane] = 0.0f;
     }
   }
 
@@ -263,6 +273,7 @@ class Backward {
       });
     }
   }
+  static int64_t panel_bytes(int64_t size) { return size * kBlock * static_cast<int64_t>(sizeof(Operand)); }
   Operand* panel_of_e(const Superblock& superblock, int64_t panel) const {
     return panels_ + (superblock.first + panel * kBlock) * padded_size_;
   }
@@ -359,6 +370,10 @@ class Backward {
     const int num_steps = static_cast<int>(padded_size_ / kBlock);
     TileGradient<Operand> work(params_, positions_, block_, has_uniform_ && !uniform_apart_);
     const StepList kept = work_list_.tiles(panel);
+    // Workers take panels in turn: the one after the next is as likely this worker's as any.
+    const bool has_next = panel + 1 < superblock.num_panels() && params_.stored_logits == nullptr;
+    Prefetcher prefetch_panel(has_next ? panel_of_e(superblock, panel + 1) : nullptr, panel_bytes(padded_size_),
+                              int64_t{kept.count} * num_steps);
     int parity = 0;
     for (int first = 0; first < kept.count; first += kGroup) {
       const int count = static_cast<int>(min(kept.count - first, kGroup));
@@ -368,7 +383,7 @@ class Backward {
       for (int i = 0; i < count; ++i) {
         const int64_t tile = kept[first + i];
         blocks[i] = vocab_rows().block(tile);
-        targets[i] = target_of(panel, first_row, num_rows, tile, panel_bias);
+        targets[i] = target_of(superblock, panel, first_row, num_rows, tile, panel_bias);
         if (params_.stored_logits != nullptr) {
           const int64_t vocab_tile = first_row / kBlock + tile;
           group.tiles[i] = params_.stored_logits + (vocab_tile * superblock.num_panels() + panel) * kTileElements;
@@ -376,7 +391,10 @@ class Backward {
       }
       if (params_.stored_logits == nullptr) {
         multiply_blocks<Engine>(blocks, group.tiles, count, panel_of_e(superblock, panel), {nullptr, 0, num_steps},
-                                false, first / kGroup % 2 == 1, [&] { work.advance(); });
+                                false, first / kGroup % 2 == 1, [&] {
+                                  work.advance();
+                                  prefetch_panel();
+                                });
       }
       work.finish();
       work.start(group, targets, count, int64_t{count} * num_steps);
@@ -385,7 +403,8 @@ class Backward {
     work.finish();
   }
 
-  GradientTarget target_of(int64_t panel, int64_t first_row, int64_t num_rows, int64_t tile, float* panel_bias) const {
+  GradientTarget target_of(const Superblock& superblock, int64_t panel, int64_t first_row, int64_t num_rows, int64_t tile,
+                           float* panel_bias) const {
     GradientTarget target;
     target.first_index = buckets_.begin(first_row / kBlock + tile, panel);
     target.last_index = buckets_.end(first_row / kBlock + tile, panel);
@@ -393,6 +412,7 @@ class Backward {
     target.vocab_tile = tile;
     target.vocab_row = first_row + tile * kBlock;
     target.rows = static_cast<int>(min(num_rows - tile * kBlock, kBlock));
+    target.lanes = static_cast<int>(superblock.lanes(panel));
     target.grad_bias = panel_bias != nullptr ? panel_bias + tile * kBlock : nullptr;
     return target;
   }
@@ -415,12 +435,16 @@ class Backward {
   void multiply_for_c(const Superblock& superblock, int64_t vocab_block, int64_t num_rows, int64_t superblock_index,
                       int64_t column, int worker) {
     const bool last = superblock_index == num_superblocks_ - 1;
+    const int64_t num_positions = superblock.num_panels() * kBlock;
+    const int64_t num_steps = ceil_div(num_rows, kBlock) * superblock.num_panels();
+    Prefetcher prefetch_column(column + 1 < num_columns_ ? column_of_e(superblock, column + 1) : nullptr,
+                               panel_bytes(num_positions), num_steps);
     for (int64_t tile = 0; tile * kBlock < num_rows; ++tile) {
       float* out = num_superblocks_ > 1 ? grad_c_ + (column * kVocabBlock + tile * kBlock) * kBlock
                                         : tiles_ + worker * TileGroups::kElements;
       const RowOperand<Operand> rows = block_.vocab_rows(tile);
       multiply_blocks<Engine>(&rows, &out, 1, column_of_e(superblock, column), work_list_.panels(tile),
-                              superblock_index > 0, tile % 2 == 1, NoStep());
+                              superblock_index > 0, tile % 2 == 1, prefetch_column);
       if (last) store_grad_c(out, vocab_block * kVocabBlock + tile * kBlock, column);
     }
   }
@@ -447,8 +471,10 @@ class Backward {
     for (int64_t panel = 0; panel < superblock.num_panels(); ++panel) {
       const StepList tiles = work_list_.tiles(panel);
       if (tiles.count == 0 && vocab_block > 0) continue;
+      float* sums = grad_e_tile(superblock.first + panel * kBlock, column);
+      Prefetcher prefetch_sums(sums + kTileElements, kTileElements * static_cast<int64_t>(sizeof(float)), tiles.count);
       Engine::multiply(block_.position_rows(panel), columns_of_c_ + column * kBlock * kVocabBlock, tiles,
-                       vocab_block > 0, grad_e_tile(superblock.first + panel * kBlock, column), NoStep());
+                       vocab_block > 0, sums, prefetch_sums);
     }
   }
   float* grad_e_tile(int64_t active, int64_t column) const {

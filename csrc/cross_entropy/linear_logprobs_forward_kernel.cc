@@ -1,5 +1,6 @@
 // Forward: one sweep over the vocabulary per superblock of positions. Compiled once per instruction-set level.
 #include "tokcore/cpu/online_softmax.h"
+#include "tokcore/cpu/prefetch.h"
 #include "tokcore/cpu/topk.h"
 #include "tokcore/cross_entropy/logits_tiles.h"
 
@@ -60,7 +61,7 @@ class TileStatistics : public WovenWork<TileStatistics, StatisticsTarget> {
   }
 
  private:
-  static constexpr int kRowsPerPortion = 2;
+  static constexpr int kRowsPerPortion = 4;
   static constexpr int kRowPortions = kBlock / kRowsPerPortion;
 
   int transform_portions(const StatisticsTarget& target) const {
@@ -91,12 +92,14 @@ class TileStatistics : public WovenWork<TileStatistics, StatisticsTarget> {
     const PartialStatistics& statistics = target.statistics;
     for (int i = 0; i < kVecsPerRow; ++i) {
       const int64_t at = target.panel_offset + i * Vec::kLanes;
-      state_[i].maximum = Vec::load(statistics.maximum + at);
-      state_[i].sum = Vec::load(statistics.sum + at);
-      if (params_.wants_entropy) state_[i].weighted = Vec::load(statistics.weighted + at);
-      if (params_.wants_logit_sum) logit_sum_[i] = Vec::load(statistics.logit_sum + at);
+      carried_[i].maximum = Vec::load(statistics.maximum + at);
+      carried_[i].sum = Vec::load(statistics.sum + at);
+      if (params_.wants_entropy) carried_[i].weighted = Vec::load(statistics.weighted + at);
       if (target.tile_maximum != nullptr) store_upper_bound(maximum_[i], target.tile_maximum + i * Vec::kLanes);
-      state_[i].raise_maximum(maximum_[i]);
+      carried_[i].raise_maximum(maximum_[i]);
+      state_[i] = SoftmaxState();
+      state_[i].maximum = carried_[i].maximum;
+      logit_sum_[i] = Vec(0.0f);
     }
   }
 
@@ -123,9 +126,9 @@ class TileStatistics : public WovenWork<TileStatistics, StatisticsTarget> {
     for (int i = 0; i < kVecsPerRow; ++i) {
       const int64_t at = target.panel_offset + i * Vec::kLanes;
       state_[i].maximum.store(statistics.maximum + at);
-      state_[i].sum.store(statistics.sum + at);
-      if (params_.wants_entropy) state_[i].weighted.store(statistics.weighted + at);
-      if (params_.wants_logit_sum) logit_sum_[i].store(statistics.logit_sum + at);
+      (carried_[i].sum + state_[i].sum).store(statistics.sum + at);
+      if (params_.wants_entropy) (carried_[i].weighted + state_[i].weighted).store(statistics.weighted + at);
+      if (params_.wants_logit_sum) (Vec::load(statistics.logit_sum + at) + logit_sum_[i]).store(statistics.logit_sum + at);
     }
     for (const IndexBuckets::Entry* entry = target.first_index; entry != target.last_index; ++entry) {
       const int64_t position = params_.active_positions[entry->active];
@@ -164,6 +167,9 @@ class TileStatistics : public WovenWork<TileStatistics, StatisticsTarget> {
   float* tile_ = nullptr;
   Vec maximum_[kVecsPerRow];
   Vec logit_sum_[kVecsPerRow];
+  // A tile is summed from zero and then joins what came before: a sum that has reached 1 no longer feels the addition of
+  // single small terms.
+  SoftmaxState carried_[kVecsPerRow];
   SoftmaxState state_[kVecsPerRow];
 };
 
@@ -252,7 +258,13 @@ class Forward {
     for (int64_t first_row = vocab_block * kVocabBlock; first_row < end; first_row += kVocabRowsAtOnce) {
       const int64_t num_tiles = ceil_div(min(end - first_row, kVocabRowsAtOnce), kBlock);
       for (int64_t i = 0; i < num_tiles; ++i) rows.pack(params_, first_row + i * kBlock, i);
+      Prefetcher prefetch_rows;
       for (int64_t panel = 0; panel < superblock.num_panels(); ++panel) {
+        if (panel == superblock.num_panels() / 2) prefetch_rows = next_rows(superblock, vocab_block, num_tiles * num_steps);
+        const bool last = panel + 1 == superblock.num_panels();
+        const int64_t panel_elements = kBlock * padded_size_;
+        Prefetcher prefetch_panel(panels_ + (last ? 0 : panel + 1) * panel_elements,
+                                  panel_elements * static_cast<int64_t>(sizeof(Operand)), num_tiles * num_steps);
         for (int64_t tile = 0; tile < num_tiles; tile += kGroup) {
           const int count = static_cast<int>(min(num_tiles - tile, kGroup));
           TileGroup group = groups[parity];
@@ -267,8 +279,12 @@ class Forward {
             }
           }
           const bool backwards = tile / kGroup % 2 == 1;
-          multiply_blocks<Engine>(blocks, group.tiles, count, panels_ + panel * kBlock * padded_size_,
-                                  {nullptr, 0, num_steps}, false, backwards, [&] { work.advance(); });
+          multiply_blocks<Engine>(blocks, group.tiles, count, panels_ + panel * panel_elements, {nullptr, 0, num_steps},
+                                  false, backwards, [&] {
+                                    work.advance();
+                                    prefetch_panel();
+                                    prefetch_rows();
+                                  });
           work.finish();
           work.start(group, targets, count, int64_t{count} * num_steps);
           parity ^= 1;
@@ -276,6 +292,18 @@ class Forward {
       }
     }
     work.finish();
+  }
+
+  // The rows of c this worker will most likely pack next, spread over the second half of the panels.
+  Prefetcher next_rows(const Superblock& superblock, int64_t vocab_block, int64_t steps_per_panel) const {
+    constexpr int64_t kFewestPanels = 8;  // with fewer, reading c is all there is to do
+    const int64_t next = vocab_block + threads_.count;
+    const bool dense = params_.stride_c_row == params_.hidden_size;
+    if (next >= num_vocab_blocks_ || !dense || superblock.num_panels() < kFewestPanels) return {};
+    const int64_t num_rows = min(params_.vocab_size - next * kVocabBlock, kVocabBlock);
+    return {static_cast<const T*>(params_.c) + next * kVocabBlock * params_.hidden_size,
+            num_rows * params_.hidden_size * static_cast<int64_t>(sizeof(T)),
+            superblock.num_panels() / 2 * steps_per_panel};
   }
 
   StatisticsTarget target_of(const Superblock& superblock, int64_t panel, int64_t vocab_tile,

@@ -105,12 +105,9 @@ struct FmaEngine {
  private:
   static void multiply_rows(const float* a, int64_t row_stride, const float* panel, StepList steps,
                             bool accumulate, float* out) {
+    // A pass sums from zero and joins what is there at its end: short chains of additions round less.
     Vec sum[kRows][2];
-    for (int i = 0; i < kRows; ++i) {
-      for (int j = 0; j < 2; ++j) {
-        sum[i][j] = accumulate ? Vec::load(out + i * kBlock + j * Vec::kLanes) : Vec(0.0f);
-      }
-    }
+    for (int i = 0; i < kRows; ++i) sum[i][0] = sum[i][1] = Vec(0.0f);
     for (int s = 0; s < steps.count; ++s) {
       const int64_t k0 = int64_t{steps[s]} * kBlock;
       const float* a_block = a + k0;
@@ -127,7 +124,10 @@ struct FmaEngine {
       }
     }
     for (int i = 0; i < kRows; ++i) {
-      for (int j = 0; j < 2; ++j) sum[i][j].store(out + i * kBlock + j * Vec::kLanes);
+      for (int j = 0; j < 2; ++j) {
+        float* cells = out + i * kBlock + j * Vec::kLanes;
+        (accumulate ? Vec::load(cells) + sum[i][j] : sum[i][j]).store(cells);
+      }
     }
   }
 };

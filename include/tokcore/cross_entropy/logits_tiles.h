@@ -146,10 +146,12 @@ class LogitTransform {
 
   // dz / d(e c^T + bias) at z.
   Vec slope(Vec z) const {
+    if (softcap_ == 0.0f) return Vec(inverse_temperature_);
     const Vec capped = z * Vec(slope_factor_);
     return (Vec(1.0f) - capped * capped) * Vec(inverse_temperature_);
   }
   float slope(float z) const {
+    if (softcap_ == 0.0f) return inverse_temperature_;
     const float capped = z * slope_factor_;
     return (1.0f - capped * capped) * inverse_temperature_;
   }

@@ -1,0 +1,112 @@
+# Every target works alone on a fresh machine with Python >= 3.10, a C++20 compiler and make: it creates the virtual
+# environment, builds the library and then does its work. Stamp files keep finished steps from being repeated.
+#
+#   make demo [QUICK=1]     make test [PYTEST_ARGS='-k entropy']     make bench [OP=linear_cross_entropy]
+#
+# PYTHON   the interpreter that the environment is made from        VENV    where the environment lies
+# pip reads its own variables: with PIP_EXTRA_INDEX_URL set to PyTorch's CPU index the CPU build of torch is taken,
+# which is a tenth of the size of the default one; tokcore needs nothing of a GPU build.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV ?= .venv
+BUILD ?= build
+OP ?= linear_cross_entropy
+RESULTS ?= $(BUILD)/bench
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+DEMO_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP_DEPS := $(VENV)/.stamp-deps
+STAMP_EDITABLE := $(VENV)/.stamp-editable
+CXX_SOURCES = $(shell find csrc include bench/cpp tests -type f -regex '.*\.\(h\|hpp\|cc\|cpp\|cu\|cuh\)' 2>/dev/null)
+
+.PHONY: help env build demo test bench benchcpp lint format wheel docs cuda clean distclean
+
+help: ## this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+# ---- environment ----------------------------------------------------------------------------------------------------
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and f"tokcore needs Python >= 3.10, this is {sys.version}")'
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP_DEPS): requirements-dev.txt requirements-peers.txt | $(BIN)/python
+	@echo "Installing requirements-dev.txt into $(VENV) (once; torch alone is some hundred megabytes)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-peers.txt
+	@touch $@
+
+# Metadata and the `tokcore` command only: the package itself is imported from python/, where `build` puts the library.
+# The build backend's import hook is taken out again: it would win over PYTHONPATH, the plain path beside it does not.
+$(STAMP_EDITABLE): pyproject.toml $(STAMP_DEPS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps \
+	    -Cwheel.cmake=false -Ceditable.mode=inplace -e .
+	@sed -i '/^import /d' $(VENV)/lib/python3.*/site-packages/_editable_skbc_tokcore.pth
+	@touch $@
+
+env: $(STAMP_EDITABLE) ## the virtual environment with everything in it
+
+# ---- library --------------------------------------------------------------------------------------------------------
+
+$(BUILD)/build.ninja: CMakeLists.txt $(STAMP_DEPS)
+	$(BIN)/cmake -S . -B $(BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DCMAKE_BUILD_TYPE=Release \
+	    -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DTOKCORE_TESTING=ON -DCMAKE_INSTALL_MESSAGE=LAZY
+	@touch $@
+
+build: $(BUILD)/build.ninja $(STAMP_EDITABLE) ## the library, placed into python/tokcore
+	$(BIN)/cmake --build $(BUILD)
+	@$(BIN)/cmake --install $(BUILD) --prefix python
+
+# ---- work -----------------------------------------------------------------------------------------------------------
+
+demo: build ## train a small language model with tokcore's loss, score held-out text (QUICK=1: ninety seconds)
+	$(BIN)/tokcore demo $(if $(QUICK),--quick) $(DEMO_ARGS)
+
+test: build ## the whole suite
+	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+bench: build ## time one op beside its peers: OP=..., BENCH_ARGS=..., results under RESULTS=build/bench
+	@mkdir -p $(RESULTS)
+	$(BIN)/tokcore bench --op $(OP) --json $(RESULTS)/$(OP).json --plot $(RESULTS)/$(OP).png $(BENCH_ARGS)
+
+benchcpp: build ## the kernels alone, by Google Benchmark, if the machine has it
+	$(BIN)/cmake -S . -B $(BUILD) -DTOKCORE_BENCH=ON
+	$(BIN)/cmake --build $(BUILD)
+	@find $(BUILD)/bench/cpp -maxdepth 1 -type f -executable -exec {} \;
+
+lint: $(STAMP_EDITABLE) ## ruff, mypy --strict, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@$(if $(CXX_SOURCES),$(BIN)/clang-format --dry-run --Werror --style=file $(CXX_SOURCES))
+
+format: $(STAMP_DEPS) ## rewrite the sources the way lint wants them
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	@$(if $(CXX_SOURCES),$(BIN)/clang-format -i --style=file $(CXX_SOURCES))
+
+wheel: $(STAMP_DEPS) ## dist/tokcore-*-py3-none-linux_x86_64.whl
+	@rm -f dist/tokcore-*.whl
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir dist .
+	@ls -l dist/tokcore-*.whl
+
+docs: build ## docs/support.md, generated from the case tables
+	$(BIN)/python -m tokcore.cli.support docs/support.md
+
+cuda: ## the CUDA library
+	@echo "make cuda: this version has no CUDA source, so there is nothing to compile; every op runs on the CPU." >&2
+	@echo "A CUDA library will need nvcc 13 and the CUTLASS 4.2 headers (third_party/README.md), and no GPU to build." >&2
+	@exit 1
+
+clean: ## remove what was built; the environment stays
+	rm -rf $(BUILD) dist python/tokcore/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+distclean: clean ## remove the environment too
+	rm -rf $(VENV)

@@ -1,0 +1,5 @@
+"""``python -m tokcore.cli``."""
+
+from tokcore.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""``tokcore bench``: interleaved timing of an op beside its peers."""

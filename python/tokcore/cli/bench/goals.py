@@ -1,0 +1,39 @@
+"""Judging the goals of a case table by the paired rounds of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tokcore.cli.bench.results import CaseResult, GoalResult
+from tokcore.testing.table import Goal
+from tokcore.testing.timing import paired_ratio
+
+
+def judge(goals: Iterable[Goal], result: CaseResult) -> list[GoalResult]:
+    """The goals of this case and measure, each with the ratio that its two sides' common rounds gave."""
+    return [_judge(goal, result) for goal in goals if goal.case == result.case.name and goal.measure == result.measure]
+
+
+def _judge(goal: Goal, result: CaseResult) -> GoalResult:
+    rows = {row.variant: row for row in result.rows}
+    missing = {item.variant: item.reason for item in result.missing}
+    absent = [name for name in (goal.variant, goal.peer) if name not in rows]
+    if absent:
+        reason = "; ".join(f"{name}: {missing.get(name, 'not selected')}" for name in absent)
+        return GoalResult(goal.variant, goal.peer, goal.ratio, goal.stretch, None, reason)
+    measured = paired_ratio(rows[goal.peer].samples, rows[goal.variant].samples)
+    unpaired = "no common round" if measured is None else None
+    return GoalResult(goal.variant, goal.peer, goal.ratio, goal.stretch, measured, unpaired)
+
+
+def check(results: Iterable[CaseResult]) -> str | None:
+    """None when every measured goal passes and there is one, else what is wrong, in one line."""
+    judged = [(result, goal) for result in results for goal in result.goals if goal.measured is not None]
+    short = [
+        f"{result.case.name} {result.measure}: {goal.variant} {goal.measured:.3g}x {goal.peer}, goal {goal.ratio:.3g}x"
+        for result, goal in judged
+        if goal.verdict == "fall short"
+    ]
+    if short:
+        return "goals fall short: " + "; ".join(short)
+    return None if judged else "no goal was measured"

@@ -1,0 +1,34 @@
+"""``tokcore bench --list``: what there is to time."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tokcore.testing.table import OpTable
+
+
+def print_listing(out: Console, table: OpTable) -> None:
+    """Cases meant for timing with their tags, variants with their measure, and goals."""
+    cases = Table("case", "tags", title=f"cases of {table.op}", title_justify="left")
+    others = [case for case in table.cases if case.tags.isdisjoint({"verify"}) or "bench" in case.tags]
+    for case in others:
+        cases.add_row(escape(case.name), ", ".join(sorted(case.tags)))
+    out.print(cases)
+    if len(others) < len(table.cases):
+        count = len(table.cases) - len(others)
+        out.print(f"and the {count} cases of `tokcore verify --op {table.op} --list`", soft_wrap=True)
+    variants = Table("variant", "measure", "whose", title="variants", title_justify="left")
+    for variant in table.variants:
+        variants.add_row(escape(variant.name), variant.measure, "peer" if variant.peer else "tokcore")
+    out.print(variants)
+    if not table.goals:
+        return
+    goals = Table("case", "measure", "variant", "peer", "ratio", "stretch", title="goals", title_justify="left")
+    for goal in table.goals:
+        stretch = "" if goal.stretch is None else f"{goal.stretch:g}×"
+        goals.add_row(
+            escape(goal.case), goal.measure, escape(goal.variant), escape(goal.peer), f"{goal.ratio:.3g}×", stretch
+        )
+    out.print(goals)

@@ -1,0 +1,1 @@
+"""One module per op: the public wrapper, its fake and its autograd formula."""

@@ -1,0 +1,1 @@
+"""What every op means, in plain PyTorch: the specification that kernels are tested against. One module per op."""

@@ -1,0 +1,233 @@
+"""Benchmark cases, contestants and goals of the classifier ops."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import types
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import tokcore
+from tokcore.testing.cases._classifier import DTYPES
+from tokcore.testing.table import Case, Goal, Inputs, Variant
+
+FORWARD, TRAINING = "forward", "forward+backward"
+MAIN = "T=1024,C=1024,V=32768"
+LINEAR, EAGER = "F.linear", "F.linear+F.cross_entropy"
+CHUNKED, COMPILED = "F.linear_cross_entropy (options)", "F.linear_cross_entropy (compiled)"
+CUT = "cut-cross-entropy (torch_compile)"
+
+
+def bench_cases() -> tuple[Case, ...]:
+    """Training shapes peaked and not, decode-like ones, a large vocabulary; the main ones are timed by default."""
+    fp32, bf16, fp16 = DTYPES
+    main = {"T": 1024, "C": 1024, "V": 32768}
+    plans: list[tuple[str, dict[str, Any], torch.dtype, bool]] = [
+        (MAIN, main, bf16, True),
+        (f"{MAIN},peaked", {**main, "peaked": True}, bf16, True),
+        (MAIN, main, fp32, True),
+        (MAIN, main, fp16, False),
+        ("T=1,C=1024,V=32768", {**main, "T": 1}, bf16, False),
+        ("T=64,C=1024,V=32768", {**main, "T": 64}, bf16, False),
+        ("T=1024,C=512,V=256000", {"T": 1024, "C": 512, "V": 256000}, bf16, False),
+        ("T=1024,C=512,V=256000,peaked", {"T": 1024, "C": 512, "V": 256000, "peaked": True}, bf16, False),
+    ]
+    return tuple(
+        Case(
+            f"{name},{DTYPES[dtype]}",
+            {**parameters, "dtype": dtype, "grad": ("e", "c")},
+            frozenset({"bench"} if default else {"large"}),
+        )
+        for name, parameters, dtype, default in plans
+    )
+
+
+def _gemm_flops(factor: int) -> Callable[[Case], float]:
+    def flops(case: Case) -> float:
+        p = case.parameters
+        return float(factor * p["T"] * p["V"] * p["C"])
+
+    return flops
+
+
+def _operand_bytes(case: Case) -> float:
+    p = case.parameters
+    return float((p["T"] + p["V"]) * p["C"] * p["dtype"].itemsize)
+
+
+def _forward(name: str, call: Callable[[Inputs], dict[str, Tensor]], **fields: Any) -> Variant:
+    """A contestant that computes ``call`` without gradients."""
+
+    def prepare(_: Case, inputs: Inputs) -> Callable[[], Any]:
+        def timed() -> dict[str, Tensor]:
+            with torch.no_grad():
+                return call(inputs)
+
+        return timed
+
+    return Variant(name, FORWARD, prepare, flops=_gemm_flops(2), bytes=_operand_bytes, **fields)
+
+
+def _training(name: str, loss: Callable[[Inputs], Tensor], flops: int = 6, **fields: Any) -> Variant:
+    """A contestant that computes a loss and its gradients; ``flops`` counts T·V·C, of matrix products alone."""
+
+    def prepare(_: Case, inputs: Inputs) -> Callable[[], Any]:
+        def timed() -> dict[str, Tensor]:
+            value = loss(inputs)
+            grad_e, grad_c = torch.autograd.grad(value, (inputs["e"], inputs["c"]))
+            return {"loss": value.detach(), "grad_e": grad_e, "grad_c": grad_c}
+
+        return timed
+
+    return Variant(name, TRAINING, prepare, flops=_gemm_flops(flops), **fields)
+
+
+def _tokcore_loss(**options: Any) -> Callable[[Inputs], Tensor]:
+    def loss(inputs: Inputs) -> Tensor:
+        result = tokcore.linear_cross_entropy(inputs["e"], inputs["c"], inputs["targets"], **options)
+        return result[0] if isinstance(result, tuple) else result
+
+    return loss
+
+
+def _named_loss(loss: Callable[[Inputs], Tensor]) -> Callable[[Inputs], dict[str, Tensor]]:
+    return lambda inputs: {"loss": loss(inputs)}
+
+
+def _eager(inputs: Inputs) -> Tensor:
+    return F.cross_entropy(F.linear(inputs["e"], inputs["c"]).float(), inputs["targets"])
+
+
+def _no_torch_op(_: Case) -> str | None:
+    if hasattr(F, "linear_cross_entropy") and hasattr(torch.nn, "LinearCrossEntropyOptions"):
+        return None
+    return f"torch {torch.__version__} has no F.linear_cross_entropy with options"
+
+
+def _torch_chunked(inputs: Inputs) -> Tensor:
+    options = torch.nn.LinearCrossEntropyOptions()
+    return F.linear_cross_entropy(inputs["e"], inputs["c"], inputs["targets"], options=options)
+
+
+@cache
+def _compiled() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    compiled: Callable[[Tensor, Tensor, Tensor], Tensor] = torch.compile(F.linear_cross_entropy)
+    return compiled
+
+
+def _torch_compiled(inputs: Inputs) -> Tensor:
+    return _compiled()(inputs["e"], inputs["c"], inputs["targets"])
+
+
+def _no_cut_cross_entropy(_: Case) -> str | None:
+    if importlib.util.find_spec("cut_cross_entropy") is None:
+        return "the package cut-cross-entropy is not installed"
+    return None
+
+
+@cache
+def _cut_cross_entropy() -> Callable[..., Tensor]:
+    """The package's CPU implementation. Its own __init__ needs Triton on Linux, which this implementation does not."""
+    if importlib.util.find_spec("triton") is None and "cut_cross_entropy" not in sys.modules:
+        spec = importlib.util.find_spec("cut_cross_entropy")
+        assert spec is not None  # _no_cut_cross_entropy comes first
+        package = types.ModuleType("cut_cross_entropy")
+        package.__spec__ = spec
+        package.__path__ = list(spec.submodule_search_locations or ())
+        sys.modules["cut_cross_entropy"] = package
+    module = importlib.import_module("cut_cross_entropy.torch_compile")
+    implementation: Callable[..., Tensor] = module.torch_compile_linear_cross_entropy
+    return implementation
+
+
+def _cut(inputs: Inputs) -> Tensor:
+    return _cut_cross_entropy()(inputs["e"], inputs["c"], inputs["targets"])
+
+
+def _no_chunked(_: Case) -> str | None:
+    exists = hasattr(torch.ops.tokcore, "linear_cross_entropy_chunked")
+    return None if exists else "strategy='chunked' has no kernel here"
+
+
+def loss_variants() -> tuple[Variant, ...]:
+    """The contestants of ``linear_cross_entropy``; the filtered one runs on unpeaked inputs too, to show its cost."""
+    exact, entropy = {"filter_eps": None}, {"filter_eps": None, "return_entropy": True}
+    return (
+        _forward(LINEAR, lambda inputs: {"logits": F.linear(inputs["e"], inputs["c"])}),
+        _forward(EAGER, _named_loss(_eager)),
+        _forward(CHUNKED, _named_loss(_torch_chunked), unavailable=_no_torch_op, slow=True),
+        _forward(COMPILED, _named_loss(_torch_compiled), unavailable=_no_torch_op),
+        _forward(CUT, _named_loss(_cut), unavailable=_no_cut_cross_entropy),
+        _forward("tokcore forward", _named_loss(_tokcore_loss(**exact)), peer=False),
+        _forward("tokcore forward with entropy", _named_loss(_tokcore_loss(**entropy)), peer=False),
+        _training(EAGER, _eager),
+        _training(CHUNKED, _torch_chunked, unavailable=_no_torch_op, slow=True),
+        _training(COMPILED, _torch_compiled, unavailable=_no_torch_op),
+        _training(CUT, _cut, unavailable=_no_cut_cross_entropy),
+        _training("tokcore exact", _tokcore_loss(filter_eps=None, strategy="recompute"), 8, peer=False),
+        _training(
+            "tokcore chunked", _tokcore_loss(filter_eps=None, strategy="chunked"), peer=False, unavailable=_no_chunked
+        ),
+        _training("tokcore filtered", _tokcore_loss(filter_eps=2.0**-12), 8, peer=False),
+        _training("tokcore exact with entropy", _tokcore_loss(**entropy), 8, peer=False),
+    )
+
+
+def loss_goals() -> tuple[Goal, ...]:
+    """The CPU rows of the goals."""
+    bf16, fp32, peaked = f"{MAIN},bf16", f"{MAIN},fp32", f"{MAIN},peaked,bf16"
+    return (
+        Goal(bf16, FORWARD, "tokcore forward", LINEAR, 2.5, 3.5),
+        Goal(bf16, FORWARD, "tokcore forward with entropy", "tokcore forward", 1 / 1.03),
+        Goal(bf16, TRAINING, "tokcore exact", EAGER, 2.0, 2.5),
+        Goal(bf16, TRAINING, "tokcore exact", CHUNKED, 8.0),
+        Goal(peaked, TRAINING, "tokcore filtered", EAGER, 4.0),
+        Goal(fp32, TRAINING, "tokcore exact", EAGER, 1.1),
+    )
+
+
+def _tokcore_logprobs(**options: Any) -> Callable[[Inputs], dict[str, Tensor]]:
+    def call(inputs: Inputs) -> dict[str, Tensor]:
+        chosen = dict(options)
+        if "gather" in chosen:
+            # Neighbours of the target, [..., K]: as spread over the vocabulary as the targets are.
+            steps = torch.arange(1, chosen["gather"] + 1)
+            chosen["gather"] = (inputs["targets"].unsqueeze(-1) + 97 * steps) % inputs["c"].size(0)
+        result = tokcore.linear_logprobs(inputs["e"], inputs["c"], inputs["targets"], **chosen)
+        return {name: value for name, value in result._asdict().items() if value is not None}
+
+    return call
+
+
+def _eager_logprobs(inputs: Inputs) -> dict[str, Tensor]:
+    z = F.linear(inputs["e"], inputs["c"]).float()
+    lse = z.logsumexp(-1)
+    return {"logprob": z.gather(-1, inputs["targets"].unsqueeze(-1)).squeeze(-1) - lse, "lse": lse}
+
+
+def logprobs_variants() -> tuple[Variant, ...]:
+    """The contestants of ``linear_logprobs``."""
+    return (
+        _forward(LINEAR, lambda inputs: {"logits": F.linear(inputs["e"], inputs["c"])}),
+        _forward("F.linear+logsumexp+gather", _eager_logprobs),
+        _forward("tokcore forward", _tokcore_logprobs(), peer=False),
+        _forward("tokcore with entropy", _tokcore_logprobs(entropy=True), peer=False),
+        _forward("tokcore with 8 gathered", _tokcore_logprobs(gather=8), peer=False),
+        _forward("tokcore with top-8", _tokcore_logprobs(topk=8), peer=False),
+    )
+
+
+def logprobs_goals() -> tuple[Goal, ...]:
+    """The CPU rows of the goals: what each extra output may cost on top of the forward."""
+    bf16 = f"{MAIN},bf16"
+    return (
+        Goal(bf16, FORWARD, "tokcore with entropy", "tokcore forward", 1 / 1.03),
+        Goal(bf16, FORWARD, "tokcore with 8 gathered", "tokcore forward", 1 / 1.03),
+        Goal(bf16, FORWARD, "tokcore with top-8", "tokcore forward", 1 / 1.1),
+    )

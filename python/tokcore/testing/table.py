@@ -1,0 +1,78 @@
+"""The case table of an op: one description that tests, ``tokcore bench``, ``tokcore verify`` and docs/support.md read.
+
+A table says which shapes, dtypes and options an op is tried with, how its inputs are made, what it should compute (the
+fp64 reference), what a user would write without tokcore (the same-dtype PyTorch composition, which sets the tolerance),
+which peers to time beside it, how many FLOPs and bytes a call needs, and which ratios are goals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+Inputs = dict[str, Any]  # tensors and options by argument name
+Outputs = dict[str, Tensor]  # results and gradients ("grad_e", …) by name
+
+
+@dataclass(frozen=True)
+class Case:
+    """One point of the table. ``parameters`` holds dimension letters, dtype and options that differ from default."""
+
+    name: str  # unique in its table, readable, and accepted by --case: "T=1024,C=1024,V=32768,bf16"
+    parameters: Mapping[str, Any]
+    tags: frozenset[str] = frozenset()  # "verify": part of tests and verify; "bench": timed by default; "quick": in CI
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to compute the op in a benchmark: tokcore's own (``peer=False``) or somebody else's."""
+
+    name: str  # "tokcore exact", "F.linear+F.cross_entropy", …
+    measure: str  # which work it does, "forward" or "forward+backward"; rows of one measure are compared
+    prepare: Callable[[Case, Inputs], Callable[[], Any]]  # returns the closure to time
+    peer: bool = True
+    unavailable: Callable[[Case], str | None] = lambda _: None  # a reason why it cannot run here, or None
+    slow: bool = False  # timed with few repetitions
+    flops: Callable[[Case], float] | None = None
+    bytes: Callable[[Case], float] | None = None
+
+
+@dataclass(frozen=True)
+class Goal:
+    """``variant`` shall be at least ``ratio`` times faster than ``peer`` on ``case`` (``stretch``: hoped for).
+
+    Both do the work called ``measure``.
+    """
+
+    case: str
+    measure: str
+    variant: str
+    peer: str
+    ratio: float
+    stretch: float | None = None
+
+
+@dataclass(frozen=True)
+class OpTable:
+    """Everything that tests, bench, verify and the support table need to know of one op."""
+
+    op: str
+    cases: tuple[Case, ...]
+    make_inputs: Callable[[Case, str, int], Inputs]  # (case, device, seed)
+    run: Callable[[Inputs], Outputs]  # tokcore
+    reference: Callable[[Inputs], Outputs]  # fp64, plain PyTorch: the specification
+    composition: Callable[[Inputs], Outputs]  # what PyTorch gives in the same dtype: sets the tolerance
+    variants: tuple[Variant, ...] = ()
+    goals: tuple[Goal, ...] = ()
+    support: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # option -> {"cpu": "yes", "cuda": "no: …"}
+
+    def case(self, name: str) -> Case:
+        """The case called ``name``; ``ValueError`` lists the known ones."""
+        for case in self.cases:
+            if case.name == name:
+                return case
+        known = ", ".join(case.name for case in self.cases)
+        raise ValueError(f"{self.op}: unknown case {name!r}; known: {known}")

@@ -1,0 +1,104 @@
+"""Interleaved timing: every contestant runs once a round, so that a machine that changes its speed does so for all.
+
+Ratios are medians of per-round ratios (both sides of each pair ran within one round), never ratios of two medians.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Samples = dict[int, float]  # round -> seconds
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One closure to time; ``calls`` are copies of it on separate buffers, taken in turn from round to round."""
+
+    name: str
+    calls: Sequence[Callable[[], Any]]
+    slow: bool = False  # runs in few rounds only
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Order statistics of the samples of one contestant, in seconds."""
+
+    median: float
+    lower_quartile: float
+    upper_quartile: float
+    rounds: int
+
+    @property
+    def iqr(self) -> float:
+        """Interquartile range."""
+        return self.upper_quartile - self.lower_quartile
+
+
+def interleave(
+    contestants: Sequence[Contestant],
+    seconds: float,
+    *,
+    min_rounds: int = 5,
+    max_rounds: int = 1000,
+    slow_rounds: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
+    on_call: Callable[[float], None] = lambda _: None,
+) -> dict[str, Samples]:
+    """Times the contestants round-robin until ``seconds`` have passed, at least ``min_rounds`` rounds.
+
+    Each round starts one contestant later than the round before, so that nobody always follows a pause. A slow
+    contestant takes part in every other round until it has ``slow_rounds`` samples or has used up ``seconds`` alone.
+    The caller warms the closures up. The time of a call includes giving back its result. ``on_call`` is told the
+    estimated fraction done.
+    """
+    if not contestants:
+        return {}
+    samples: dict[str, Samples] = {contestant.name: {} for contestant in contestants}
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    start = clock()
+    try:
+        for number in range(max_rounds):
+            if number >= min_rounds and clock() - start >= seconds:
+                break
+            shift = number % len(contestants)
+            for contestant in (*contestants[shift:], *contestants[:shift]):
+                taken = samples[contestant.name]
+                enough = len(taken) >= slow_rounds or (bool(taken) and sum(taken.values()) >= seconds)
+                if contestant.slow and (number % 2 or enough):
+                    continue
+                call = contestant.calls[number % len(contestant.calls)]
+                before = clock()
+                call()
+                after = clock()
+                taken[number] = after - before
+                by_time = (after - start) / seconds if seconds > 0 else 1.0
+                on_call(min(1.0, by_time, (number + 1) / min_rounds))
+    finally:
+        if was_enabled:
+            gc.enable()
+    on_call(1.0)
+    return samples
+
+
+def summarize(samples: Mapping[int, float]) -> Summary:
+    """Median and quartiles (linear interpolation between samples)."""
+    values = sorted(samples.values())
+    if not values:
+        raise ValueError("no samples to summarize")
+    if len(values) == 1:
+        return Summary(values[0], values[0], values[0], 1)
+    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
+    return Summary(median, lower, upper, len(values))
+
+
+def paired_ratio(slower: Mapping[int, float], faster: Mapping[int, float]) -> float | None:
+    """Median over the common rounds of ``slower / faster``: how many times faster the second is; None without one."""
+    ratios = [slower[number] / faster[number] for number in slower.keys() & faster.keys() if faster[number] > 0]
+    return statistics.median(ratios) if ratios else None

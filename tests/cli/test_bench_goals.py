@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+import toy
+
+from tokcore.cli.bench.goals import check, judge
+from tokcore.cli.bench.results import CaseResult, Missing, Row
+from tokcore.testing.table import Goal
+from tokcore.testing.timing import summarize
+
+CASE = toy.TABLE.cases[0]
+
+
+def result(**seconds: dict[int, float]) -> CaseResult:
+    rows = [Row(name, name != "own", summarize(samples), samples) for name, samples in seconds.items()]
+    return CaseResult(CASE, "forward", rows=rows)
+
+
+def goal(ratio: float, stretch: float | None = None, peer: str = "peer") -> Goal:
+    return Goal(CASE.name, "forward", "own", peer, ratio, stretch)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "stretch", "verdict"),
+    [(2.0, None, "pass"), (2.0, 2.5, "pass"), (1.5, 2.0, "pass (stretch)"), (2.001, None, "fall short")],
+)
+def test_verdicts_compare_paired_rounds(ratio: float, stretch: float | None, verdict: str) -> None:
+    measured = result(own={0: 1.0, 1: 3.0, 2: 10.0}, peer={0: 2.0, 1: 6.0, 2: 20.0})
+    (judged,) = judge([goal(ratio, stretch)], measured)
+    assert judged.measured == 2.0
+    assert judged.verdict == verdict
+
+
+def test_only_goals_of_this_case_and_measure_are_judged() -> None:
+    others = [
+        Goal("another case", "forward", "own", "peer", 1.0),
+        Goal(CASE.name, "forward+backward", "own", "peer", 1.0),
+    ]
+    assert judge(others, result(own={0: 1.0}, peer={0: 1.0})) == []
+
+
+def test_an_absent_side_is_not_measured_and_tells_why() -> None:
+    measured = result(own={0: 1.0})
+    measured.missing.append(Missing("peer", "not installed"))
+    (absent, unselected) = judge([goal(1.0), goal(1.0, peer="other")], measured)
+    assert (absent.verdict, absent.reason) == ("not measured", "peer: not installed")
+    assert unselected.reason == "other: not selected"
+
+
+def test_check_needs_a_measured_goal_and_no_short_one() -> None:
+    measured = result(own={0: 1.0}, peer={0: 2.0})
+    assert check([measured]) == "no goal was measured"
+    measured.goals = judge([goal(1.5), goal(1.0, peer="other")], measured)
+    assert check([measured]) is None
+    measured.goals = judge([goal(1.5), goal(3.0)], measured)
+    problem = check([measured])
+    assert problem is not None
+    assert "own 2x peer, goal 3x" in problem
