@@ -50,4 +50,10 @@ Scratch::~Scratch() {
   }
 }
 
+void expect_large_writes(void* data, size_t bytes) {
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + bytes) / kHugePage * kHugePage;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+}
+
 }  // namespace tokcore::cpu

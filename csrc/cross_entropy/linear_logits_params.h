@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cross_entropy/linear_logprobs_check.h"
+#include "tokcore/cpu/scratch.h"
 
 namespace tokcore::cross_entropy {
 
@@ -57,7 +58,10 @@ inline void fill_params(LinearLogitsParams& params, const LogitsArguments& a, co
 inline Tensor make_gradient(const Tensor& like, bool needed, bool covered, const std::vector<int64_t>& sizes,
                             ScalarType type) {
   if (!needed) return core::empty_like_on(like, {0}, type);
-  return covered ? core::empty_like_on(like, sizes, type) : core::zeros_like_on(like, sizes, type);
+  if (!covered) return core::zeros_like_on(like, sizes, type);
+  const Tensor gradient = core::empty_like_on(like, sizes, type);
+  cpu::expect_large_writes(gradient.mutable_data_ptr(), static_cast<size_t>(gradient.numel()) * gradient.element_size());
+  return gradient;
 }
 
 }  // namespace tokcore::cross_entropy

@@ -6,17 +6,36 @@
 namespace tokcore::cpu::TOKCORE_ISA {
 namespace {
 
+// Vocabulary rows whose dZ is in memory at a time. Every block costs one read and write of the sums of grad_e and a few
+// meetings of all threads, so it is as large as may be; the products walk it in stretches whose operand stays in L2.
+inline constexpr int64_t kGradientBlock = 1024;
+inline constexpr int64_t kTilesPerBlock = kGradientBlock / kBlock;
+inline constexpr int64_t kTilesPerStretch = 16;
+
+// Row blocks of a gradient product that share each pass of a panel through L1.
+inline constexpr int kMostTogether = 4;
+static_assert(kMostTogether <= 2 * kGroup, "a worker's tiles hold them");
+
+// A part of a block's tiles (or of a superblock's panels) that one item of work walks.
+struct Stretch {
+  int64_t first;
+  int64_t last;
+};
+inline Stretch stretch_at(int64_t index, int64_t count) {
+  return {index * kTilesPerStretch, min((index + 1) * kTilesPerStretch, count)};
+}
+
 // dZ of one vocabulary block and superblock, in the forms that the two gradient products want of their first operand.
 template <class Operand>
 struct GradientBlock {
   // Odd multiples of a cache line keep the rows of a tile out of one another's cache sets.
   static constexpr int64_t kRowStride = kSuperblock + 64 / static_cast<int64_t>(sizeof(Operand));
-  static constexpr int64_t kColumnStride = kVocabBlock + 64 / static_cast<int64_t>(sizeof(Operand));
-  Operand* by_vocab;     // [kVocabBlock][kRowStride], for grad_c
+  static constexpr int64_t kColumnStride = kGradientBlock + 64 / static_cast<int64_t>(sizeof(Operand));
+  Operand* by_vocab;     // [kGradientBlock][kRowStride], for grad_c
   Operand* by_position;  // [kSuperblock][kColumnStride], for grad_e
 
   void plan(Arena& arena) {
-    by_vocab = arena.take<Operand>(kVocabBlock * kRowStride);
+    by_vocab = arena.take<Operand>(kGradientBlock * kRowStride);
     by_position = arena.take<Operand>(kSuperblock * kColumnStride);
   }
   RowOperand<Operand> vocab_rows(int64_t tile) const { return {by_vocab + tile * kBlock * kRowStride, kRowStride}; }
@@ -24,15 +43,16 @@ struct GradientBlock {
     return {by_position + panel * kBlock * kColumnStride, kColumnStride};
   }
 
-  void store_by_vocab(const float* tile, int64_t vocab_tile, int64_t panel) const {
-    for (int r = 0; r < kBlock; ++r) {
+  void store_by_vocab(const float* tile, int64_t vocab_tile, int64_t panel, int first_row, int num_rows) const {
+    for (int r = first_row; r < first_row + num_rows; ++r) {
       Operand* to = by_vocab + (vocab_tile * kBlock + r) * kRowStride + panel * kBlock;
       for (int i = 0; i < kBlock; i += Vec::kLanes) Vec::load(tile + r * kBlock + i).store(to + i);
     }
   }
-  void store_by_position(const float* tile, int64_t vocab_tile, int64_t panel) const {
-    Operand* to = by_position + panel * kBlock * kColumnStride + vocab_tile * kBlock;
-    store_transposed_block(tile, to, kColumnStride);
+  // half: positions 0-15 or 16-31 of the panel.
+  void store_by_position(const float* tile, int64_t vocab_tile, int64_t panel, int half) const {
+    Operand* to = by_position + (panel * kBlock + half * kBlock / 2) * kColumnStride + vocab_tile * kBlock;
+    store_transposed_half(tile + half * kBlock / 2, to, kColumnStride);
   }
 };
 
@@ -86,22 +106,28 @@ class TileGradient : public WovenWork<TileGradient<Operand>, GradientTarget> {
         filters_(params.kept != nullptr),
         uniform_inside_(uniform_inside) {}
 
-  int num_portions(const GradientTarget&) const { return kRowPortions + 2; }
+  // Differentiate; add what indices ask for; store rows; store columns. Even portions keep the matrix unit fed.
+  int num_portions(const GradientTarget&) const { return kRowPortions + 1 + kStorePortions + 2; }
 
   void run(float* tile, const GradientTarget& target, int portion) {
     if (portion < kRowPortions) return differentiate_rows(tile, target, portion * kRowsPerPortion);
-    if (portion == kRowPortions) {
+    portion -= kRowPortions;
+    if (portion == 0) {
       add_indices(tile, target);
       if (target.lanes < kBlock) clear_lanes(tile, target.lanes);
       if (target.grad_bias != nullptr) add_bias(tile, target);
-      return block_.store_by_vocab(tile, target.vocab_tile, target.panel);
+    } else if (portion <= kStorePortions) {
+      block_.store_by_vocab(tile, target.vocab_tile, target.panel, (portion - 1) * kRowsPerStore, kRowsPerStore);
+    } else {
+      block_.store_by_position(tile, target.vocab_tile, target.panel, portion - kStorePortions - 1);
     }
-    block_.store_by_position(tile, target.vocab_tile, target.panel);
   }
 
  private:
   static constexpr int kRowsPerPortion = 2;
   static constexpr int kRowPortions = kBlock / kRowsPerPortion;
+  static constexpr int kRowsPerStore = 8;
+  static constexpr int kStorePortions = kBlock / kRowsPerStore;
 
   void differentiate_rows(float* tile, const GradientTarget& target, int first) {
     for (int r = first; r < first + kRowsPerPortion; ++r) {
@@ -127,7 +153,7 @@ class TileGradient : public WovenWork<TileGradient<Operand>, GradientTarget> {
     Vec gradient = exp(log_p) * factor;
     if (filters_) gradient = zero_unless(not_less(log_p, Vec(params_.filter_log_eps)), gradient);
     if (uniform_inside_) gradient = fma(Vec::load(positions_.grad_sum + at), weight, gradient);
-    return gradient * transform_.slope(z);
+    return transform_.is_linear() ? gradient : gradient * transform_.slope(z);
   }
 
   void add_indices(float* tile, const GradientTarget& target) {
@@ -163,32 +189,47 @@ class TileGradient : public WovenWork<TileGradient<Operand>, GradientTarget> {
 class WorkList {
  public:
   void plan(Arena& arena) {
-    tiles_of_panel_ = arena.take<int32_t>(kPanelsPerSuperblock * kTilesPerVocabBlock);
-    panels_of_tile_ = arena.take<int32_t>(kPanelsPerSuperblock * kTilesPerVocabBlock);
+    tiles_of_panel_ = arena.take<int32_t>(kPanelsPerSuperblock * kTilesPerBlock);
+    panels_of_tile_ = arena.take<int32_t>(kPanelsPerSuperblock * kTilesPerBlock);
   }
   template <class IsKept>
   void build(int64_t num_tiles, int64_t num_panels, IsKept&& is_kept) {
-    for (int64_t tile = 0; tile < kTilesPerVocabBlock; ++tile) num_panels_[tile] = 0;
+    is_full_ = true;
+    for (int64_t tile = 0; tile < kTilesPerBlock; ++tile) num_panels_[tile] = 0;
     for (int64_t panel = 0; panel < kPanelsPerSuperblock; ++panel) num_tiles_[panel] = 0;
     for (int32_t tile = 0; tile < num_tiles; ++tile) {
       for (int32_t panel = 0; panel < num_panels; ++panel) {
-        if (!is_kept(tile, panel)) continue;
+        if (!is_kept(tile, panel)) {
+          is_full_ = false;
+          continue;
+        }
         panels_of_tile_[tile * kPanelsPerSuperblock + num_panels_[tile]++] = panel;
-        tiles_of_panel_[panel * kTilesPerVocabBlock + num_tiles_[panel]++] = tile;
+        tiles_of_panel_[panel * kTilesPerBlock + num_tiles_[panel]++] = tile;
       }
     }
   }
+  bool is_full() const { return is_full_; }
   StepList panels(int64_t tile) const {
     return {panels_of_tile_ + tile * kPanelsPerSuperblock, 0, num_panels_[tile]};
   }
+  StepList tiles(int64_t panel, const Stretch& stretch) const {
+    StepList part = tiles(panel);
+    while (part.count > 0 && part[0] < stretch.first) {
+      ++part.first;
+      --part.count;
+    }
+    while (part.count > 0 && part[part.count - 1] >= stretch.last) --part.count;
+    return part;
+  }
   StepList tiles(int64_t panel) const {
-    return {tiles_of_panel_ + panel * kTilesPerVocabBlock, 0, num_tiles_[panel]};
+    return {tiles_of_panel_ + panel * kTilesPerBlock, 0, num_tiles_[panel]};
   }
 
  private:
-  int32_t* tiles_of_panel_ = nullptr;  // [kPanelsPerSuperblock][kTilesPerVocabBlock]
-  int32_t* panels_of_tile_ = nullptr;  // [kTilesPerVocabBlock][kPanelsPerSuperblock]
-  int32_t num_panels_[kTilesPerVocabBlock];
+  int32_t* tiles_of_panel_ = nullptr;  // [kPanelsPerSuperblock][kTilesPerBlock]
+  int32_t* panels_of_tile_ = nullptr;  // [kTilesPerBlock][kPanelsPerSuperblock]
+  bool is_full_ = true;  // all products walk the same steps
+  int32_t num_panels_[kTilesPerBlock];
   int32_t num_tiles_[kPanelsPerSuperblock];
 };
 
@@ -220,7 +261,7 @@ class Backward {
     plan(arena);
     pack_positions();
     if (uniform_apart_) sum_uniform();
-    const int64_t num_vocab_blocks = ceil_div(params_.vocab_size, kVocabBlock);
+    const int64_t num_vocab_blocks = ceil_div(params_.vocab_size, kGradientBlock);
     for (int64_t block = 0; block < num_vocab_blocks; ++block) run_vocab_block(block);
     if (params_.grad_e != nullptr) store_grad_e();
   }
@@ -231,15 +272,15 @@ class Backward {
     const bool wants_e = params_.grad_e != nullptr;
     panels_ = arena.take<Operand>(params_.stored_logits == nullptr ? padded_active_ * padded_size_ : 0);
     columns_of_e_ = arena.take<Operand>(wants_c_ ? padded_active_ * padded_size_ : 0);
-    columns_of_c_ = arena.take<Operand>(wants_e ? kVocabBlock * padded_size_ : 0);
+    columns_of_c_ = arena.take<Operand>(wants_e ? kGradientBlock * padded_size_ : 0);
     grad_e_ = arena.take<float>(wants_e ? padded_active_ * padded_size_ : 0);
-    grad_c_ = arena.take<float>(wants_c_ && num_superblocks_ > 1 ? kVocabBlock * padded_size_ : 0);
-    grad_bias_ = arena.take<float>(params_.grad_bias != nullptr ? kPanelsPerSuperblock * kVocabBlock : 0);
+    grad_c_ = arena.take<float>(wants_c_ && num_superblocks_ > 1 ? kGradientBlock * padded_size_ : 0);
+    grad_bias_ = arena.take<float>(params_.grad_bias != nullptr ? kPanelsPerSuperblock * kGradientBlock : 0);
     uniform_e_ = arena.take<float>(uniform_apart_ ? padded_size_ : 0);
     uniform_c_ = arena.take<float>(uniform_apart_ ? padded_size_ : 0);
     tiles_ = arena.take<float>(workers * TileGroups::kElements);
-    vocab_rows_ = arena.take<Operand>(VocabRows<Engine, T>::elements(kVocabBlock, params_.hidden_size));
-    rows_of_c_ = arena.take<const T*>(kVocabBlock);
+    vocab_rows_ = arena.take<Operand>(VocabRows<Engine, T>::elements(kGradientBlock, params_.hidden_size));
+    rows_of_c_ = arena.take<const T*>(kGradientBlock);
     rows_of_e_ = arena.take<const T*>(kSuperblock);
     block_.plan(arena);
     positions_.plan(arena);
@@ -259,16 +300,14 @@ class Backward {
     for (int64_t i = 0; i < num_superblocks_; ++i) {
       const Superblock superblock = superblock_at(params_, i);
       for (int64_t j = 0; j < superblock.count; ++j) rows_of_e_[j] = row_of_e<T>(params_, superblock.first + j);
-      const int64_t num_panel_items = params_.stored_logits == nullptr ? superblock.num_panels() : 0;
-      const int64_t num_column_items = wants_c_ ? num_columns_ : 0;
-      for_each_item(threads_, num_panel_items + num_column_items, [&](int64_t item, int) {
-        if (item < num_panel_items) {
-          Engine::pack_transposed(PanelRows<T>(params_, superblock, item).rows, params_.hidden_size,
-                                  panel_of_e(superblock, item));
-        } else {
-          const int64_t column = item - num_panel_items;
-          Engine::pack_columns(rows_of_e_, superblock.count, column * kBlock, params_.hidden_size,
-                               column_of_e(superblock, column));
+      for_each_item(threads_, superblock.num_panels(), [&](int64_t panel, int) {
+        if (params_.stored_logits == nullptr) {
+          Engine::pack_transposed(PanelRows<T>(params_, superblock, panel).rows, params_.hidden_size,
+                                  panel_of_e(superblock, panel));
+        }
+        for (int64_t column = 0; wants_c_ && column < num_columns_; ++column) {
+          Engine::pack_columns(rows_of_e_ + panel * kBlock, superblock.lanes(panel), column * kBlock,
+                               params_.hidden_size, column_of_e(superblock, column) + panel * kTileElements);
         }
       });
     }
@@ -310,8 +349,8 @@ class Backward {
   }
 
   void run_vocab_block(int64_t vocab_block) {
-    const int64_t first_row = vocab_block * kVocabBlock;
-    const int64_t num_rows = min(params_.vocab_size - first_row, kVocabBlock);
+    const int64_t first_row = vocab_block * kGradientBlock;
+    const int64_t num_rows = min(params_.vocab_size - first_row, kGradientBlock);
     for (int64_t i = 0; i < num_rows; ++i) {
       rows_of_c_[i] = static_cast<const T*>(params_.c) + (first_row + i) * params_.stride_c_row;
     }
@@ -339,17 +378,16 @@ class Backward {
     });
   }
 
-  // c in the two forms that products read: by row for the logits, by column for grad_e.
+  // c in the two forms that products read: by row for the logits, by column for grad_e. Row block by row block, so that c
+  // is read once, in its order.
   void pack_vocab_block(int64_t first_row, int64_t num_rows) {
-    const int64_t num_row_items = params_.stored_logits == nullptr ? ceil_div(num_rows, kBlock) : 0;
-    const int64_t num_column_items = params_.grad_e != nullptr ? num_columns_ : 0;
-    for_each_item(threads_, num_row_items + num_column_items, [&](int64_t item, int) {
-      if (item < num_row_items) {
-        vocab_rows().pack(params_, first_row + item * kBlock, item);
-      } else {
-        const int64_t column = item - num_row_items;
-        Engine::pack_columns(rows_of_c_, num_rows, column * kBlock, params_.hidden_size,
-                             columns_of_c_ + column * kBlock * kVocabBlock);
+    for_each_item(threads_, ceil_div(num_rows, kBlock), [&](int64_t item, int) {
+      if (params_.stored_logits == nullptr) vocab_rows().pack(params_, first_row + item * kBlock, item);
+      if (params_.grad_e == nullptr) return;
+      const int64_t count = min(num_rows - item * kBlock, kBlock);
+      for (int64_t column = 0; column < num_columns_; ++column) {
+        Engine::pack_columns(rows_of_c_ + item * kBlock, count, column * kBlock, params_.hidden_size,
+                             columns_of_c_ + column * kBlock * kGradientBlock + item * kTileElements);
       }
     });
   }
@@ -357,19 +395,24 @@ class Backward {
 
   // dZ of this vocabulary block and superblock.
   void make_gradient_block(const Superblock& superblock, int64_t first_row, int64_t num_rows) {
+    const int64_t num_panels = superblock.num_panels(), num_tiles = ceil_div(num_rows, kBlock);
     for_each_item(
-        threads_, superblock.num_panels(),
-        [&](int64_t panel, int worker) { make_gradient_panel(superblock, first_row, num_rows, panel, worker); },
+        threads_, ceil_div(num_tiles, kTilesPerStretch) * num_panels,
+        [&](int64_t item, int worker) {
+          const Stretch tiles = stretch_at(item / num_panels, num_tiles);
+          make_gradient_panel(superblock, first_row, num_rows, item % num_panels, tiles, worker);
+        },
         with_worker_state());
   }
 
-  void make_gradient_panel(const Superblock& superblock, int64_t first_row, int64_t num_rows, int64_t panel, int worker) {
-    float* panel_bias = params_.grad_bias != nullptr ? grad_bias_ + panel * kVocabBlock : nullptr;
-    for (int64_t i = 0; panel_bias != nullptr && i < kVocabBlock; ++i) panel_bias[i] = 0.0f;
+  void make_gradient_panel(const Superblock& superblock, int64_t first_row, int64_t num_rows, int64_t panel,
+                           const Stretch& stretch, int worker) {
+    float* panel_bias = params_.grad_bias != nullptr ? grad_bias_ + panel * kGradientBlock : nullptr;
+    for (int64_t i = stretch.first * kBlock; panel_bias != nullptr && i < stretch.last * kBlock; ++i) panel_bias[i] = 0.0f;
     const TileGroups groups = {tiles_ + worker * TileGroups::kElements};
     const int num_steps = static_cast<int>(padded_size_ / kBlock);
     TileGradient<Operand> work(params_, positions_, block_, has_uniform_ && !uniform_apart_);
-    const StepList kept = work_list_.tiles(panel);
+    const StepList kept = work_list_.tiles(panel, stretch);
     // Workers take panels in turn: the one after the next is as likely this worker's as any.
     const bool has_next = panel + 1 < superblock.num_panels() && params_.stored_logits == nullptr;
     Prefetcher prefetch_panel(has_next ? panel_of_e(superblock, panel + 1) : nullptr, panel_bytes(padded_size_),
@@ -419,34 +462,68 @@ class Backward {
 
   void multiply_gradient_block(const Superblock& superblock, int64_t vocab_block, int64_t num_rows,
                                int64_t superblock_index) {
-    const int64_t for_c = wants_c_ ? num_columns_ : 0;
-    const int64_t for_e = params_.grad_e != nullptr ? num_columns_ : 0;
+    const int64_t num_tiles = ceil_div(num_rows, kBlock), num_panels = superblock.num_panels();
+    const int64_t for_c = wants_c_ ? ceil_div(num_tiles, kTilesPerStretch) * num_columns_ : 0;
+    const int64_t for_e = params_.grad_e != nullptr ? ceil_div(num_panels, kTilesPerStretch) * num_columns_ : 0;
     auto work = [&](int64_t item, int worker) {
       if (item < for_c) {
-        multiply_for_c(superblock, vocab_block, num_rows, superblock_index, item, worker);
+        const Stretch tiles = stretch_at(item / num_columns_, num_tiles);
+        multiply_for_c(superblock, vocab_block, tiles, superblock_index, item % num_columns_, worker);
       } else {
-        multiply_for_e(superblock, vocab_block, item - for_c);
+        const Stretch panels = stretch_at((item - for_c) / num_columns_, num_panels);
+        multiply_for_e(superblock, vocab_block, panels, (item - for_c) % num_columns_);
       }
     };
     for_each_item(threads_, for_c + for_e, work, with_worker_state());
   }
 
   // grad_c[v, column] over the positions of this superblock; the last superblock stores it.
-  void multiply_for_c(const Superblock& superblock, int64_t vocab_block, int64_t num_rows, int64_t superblock_index,
+  void multiply_for_c(const Superblock& superblock, int64_t vocab_block, const Stretch& tiles, int64_t superblock_index,
                       int64_t column, int worker) {
     const bool last = superblock_index == num_superblocks_ - 1;
-    const int64_t num_positions = superblock.num_panels() * kBlock;
-    const int64_t num_steps = ceil_div(num_rows, kBlock) * superblock.num_panels();
     Prefetcher prefetch_column(column + 1 < num_columns_ ? column_of_e(superblock, column + 1) : nullptr,
-                               panel_bytes(num_positions), num_steps);
-    for (int64_t tile = 0; tile * kBlock < num_rows; ++tile) {
-      float* out = num_superblocks_ > 1 ? grad_c_ + (column * kVocabBlock + tile * kBlock) * kBlock
-                                        : tiles_ + worker * TileGroups::kElements;
-      const RowOperand<Operand> rows = block_.vocab_rows(tile);
-      multiply_blocks<Engine>(&rows, &out, 1, column_of_e(superblock, column), work_list_.panels(tile),
-                              superblock_index > 0, tile % 2 == 1, prefetch_column);
-      if (last) store_grad_c(out, vocab_block * kVocabBlock + tile * kBlock, column);
+                               panel_bytes(superblock.num_panels() * kBlock),
+                               (tiles.last - tiles.first) * superblock.num_panels());
+    const int most = work_list_.is_full() ? kMostTogether : 1;
+    for (int64_t first = tiles.first; first < tiles.last; first += most) {
+      const int count = static_cast<int>(min(tiles.last - first, most));
+      RowOperand<Operand> rows[kMostTogether];
+      float* outs[kMostTogether];
+      for (int i = 0; i < count; ++i) {
+        rows[i] = block_.vocab_rows(first + i);
+        outs[i] = num_superblocks_ > 1 ? grad_c_ + (column * kGradientBlock + (first + i) * kBlock) * kBlock
+                                       : tiles_ + worker * TileGroups::kElements + i * kTileElements;
+      }
+      multiply_blocks<Engine>(rows, outs, count, column_of_e(superblock, column), work_list_.panels(first),
+                              superblock_index > 0, first / most % 2 == 1, prefetch_column);
+      for (int i = 0; last && i < count; ++i) {
+        store_grad_c(outs[i], vocab_block * kGradientBlock + (first + i) * kBlock, column);
+      }
     }
+  }
+
+  // grad_e[t, column] over the vocabulary rows of this block.
+  void multiply_for_e(const Superblock& superblock, int64_t vocab_block, const Stretch& panels, int64_t column) {
+    const int most = work_list_.is_full() ? kMostTogether : 1;
+    for (int64_t first = panels.first; first < panels.last; first += most) {
+      const int count = static_cast<int>(min(panels.last - first, most));
+      const StepList tiles = work_list_.tiles(first);
+      if (tiles.count == 0 && vocab_block > 0) continue;
+      RowOperand<Operand> rows[kMostTogether];
+      float* outs[kMostTogether];
+      for (int i = 0; i < count; ++i) {
+        rows[i] = block_.position_rows(first + i);
+        outs[i] = grad_e_tile(superblock.first + (first + i) * kBlock, column);
+      }
+      const bool more = first + most < panels.last;
+      Prefetcher prefetch_sums(more ? grad_e_tile(superblock.first + (first + most) * kBlock, column) : nullptr,
+                               count * kTileElements * static_cast<int64_t>(sizeof(float)), int64_t{count} * tiles.count);
+      multiply_blocks<Engine>(rows, outs, count, columns_of_c_ + column * kBlock * kGradientBlock, tiles, vocab_block > 0,
+                              first / most % 2 == 1, prefetch_sums);
+    }
+  }
+  float* grad_e_tile(int64_t active, int64_t column) const {
+    return grad_e_ + (column * padded_active_ + active) * kBlock;
   }
 
   void store_grad_c(float* tile, int64_t first_row, int64_t column) const {
@@ -464,21 +541,6 @@ class Backward {
         store_row(from, static_cast<T*>(params_.grad_c) + row, column);
       }
     }
-  }
-
-  // grad_e[t, column] over the vocabulary rows of this block.
-  void multiply_for_e(const Superblock& superblock, int64_t vocab_block, int64_t column) {
-    for (int64_t panel = 0; panel < superblock.num_panels(); ++panel) {
-      const StepList tiles = work_list_.tiles(panel);
-      if (tiles.count == 0 && vocab_block > 0) continue;
-      float* sums = grad_e_tile(superblock.first + panel * kBlock, column);
-      Prefetcher prefetch_sums(sums + kTileElements, kTileElements * static_cast<int64_t>(sizeof(float)), tiles.count);
-      Engine::multiply(block_.position_rows(panel), columns_of_c_ + column * kBlock * kVocabBlock, tiles,
-                       vocab_block > 0, sums, prefetch_sums);
-    }
-  }
-  float* grad_e_tile(int64_t active, int64_t column) const {
-    return grad_e_ + (column * padded_active_ + active) * kBlock;
   }
 
   void store_grad_e() {
@@ -524,7 +586,7 @@ class Backward {
   }
   void add_grad_bias(const Superblock& superblock, int64_t first_row, int64_t num_rows) {
     for (int64_t panel = 0; panel < superblock.num_panels(); ++panel) {
-      for (int64_t i = 0; i < num_rows; ++i) params_.grad_bias[first_row + i] += grad_bias_[panel * kVocabBlock + i];
+      for (int64_t i = 0; i < num_rows; ++i) params_.grad_bias[first_row + i] += grad_bias_[panel * kGradientBlock + i];
     }
   }
 
@@ -535,15 +597,15 @@ class Backward {
   double uniform_bias_ = 0.0;
   Operand* panels_ = nullptr;        // [panels][padded_size, 32] e for the logits
   Operand* columns_of_e_ = nullptr;  // [superblocks][columns][positions, 32] e for grad_c
-  Operand* columns_of_c_ = nullptr;  // [columns][kVocabBlock, 32] c for grad_e, of the current block
+  Operand* columns_of_c_ = nullptr;  // [columns][kGradientBlock, 32] c for grad_e, of the current block
   float* grad_e_ = nullptr;          // [columns][padded_active, 32]
-  float* grad_c_ = nullptr;          // [columns][kVocabBlock, 32], of the current block
-  float* grad_bias_ = nullptr;       // [panels][kVocabBlock], of the current block and superblock
+  float* grad_c_ = nullptr;          // [columns][kGradientBlock, 32], of the current block
+  float* grad_bias_ = nullptr;       // [panels][kGradientBlock], of the current block and superblock
   float* uniform_e_ = nullptr;       // [padded_size] sum_t u_t e_t
   float* uniform_c_ = nullptr;       // [padded_size] sum_v w_v c_v
   float* tiles_ = nullptr;           // [workers][2 groups][kGroup][32, 32]
-  Operand* vocab_rows_ = nullptr;    // [kVocabBlock, row stride] c for the logits, of the current block
-  const T** rows_of_c_ = nullptr;    // [kVocabBlock]
+  Operand* vocab_rows_ = nullptr;    // [kGradientBlock, row stride] c for the logits, of the current block
+  const T** rows_of_c_ = nullptr;    // [kGradientBlock]
   const T** rows_of_e_ = nullptr;    // [kSuperblock]
   GradientBlock<Operand> block_ = {};
   PositionGradients positions_ = {};

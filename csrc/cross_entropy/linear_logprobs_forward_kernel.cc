@@ -21,10 +21,18 @@ struct PartialStatistics {
   }
 };
 
-// The k best of every position of a superblock that one worker has seen.
+// The k best of every position of a superblock that one worker has seen, and the value to beat. That value is shared: k
+// values at or above it, seen by whomever, prove that nothing below it is among the best. Whether a worker sees the
+// others' latest changes how many candidates it ranks, never the result.
 struct TopKeys {
-  RankKey* keys;     // [kSuperblock, topk]
-  float* threshold;  // [kSuperblock] the value to beat
+  RankKey* keys;     // [kSuperblock, topk], the worker's own
+  float* threshold;  // [kSuperblock], shared
+  void raise_threshold(int64_t at, float value) const {
+    if (value <= threshold[at]) return;
+    uint32_t bits;
+    __builtin_memcpy(&bits, &value, 4);
+    __atomic_store_n(reinterpret_cast<uint32_t*>(threshold + at), bits, __ATOMIC_RELAXED);
+  }
 };
 
 // Where the statistics of one tile go.
@@ -61,7 +69,7 @@ class TileStatistics : public WovenWork<TileStatistics, StatisticsTarget> {
   }
 
  private:
-  static constexpr int kRowsPerPortion = 4;
+  static constexpr int kRowsPerPortion = 2;
   static constexpr int kRowPortions = kBlock / kRowsPerPortion;
 
   int transform_portions(const StatisticsTarget& target) const {
@@ -104,19 +112,24 @@ class TileStatistics : public WovenWork<TileStatistics, StatisticsTarget> {
   }
 
   void add_rows(const StatisticsTarget& target, int first) {
-    for (int r = first; r < first + kRowsPerPortion; ++r) {
+    for (int i = 0; i < kVecsPerRow; ++i) {
+      SoftmaxState state = state_[i];
+      const float* cells = row(first) + i * Vec::kLanes;
+      if (params_.wants_entropy) {
+        for (int r = 0; r < kRowsPerPortion; ++r) state.add_with_entropy(Vec::load(cells + r * kBlock));
+      } else {
+        for (int r = 0; r < kRowsPerPortion; ++r) state.add(Vec::load(cells + r * kBlock));
+      }
+      state_[i] = state;
+    }
+    if (params_.wants_logit_sum) add_logits(target, first);
+  }
+
+  void add_logits(const StatisticsTarget& target, int first) {
+    for (int r = first; r < first + kRowsPerPortion && r < target.rows; ++r) {
+      const Vec weight(params_.class_weight != nullptr ? params_.class_weight[target.vocab_row + r] : 1.0f);
       for (int i = 0; i < kVecsPerRow; ++i) {
-        const Vec z = Vec::load(row(r) + i * Vec::kLanes);
-        if (params_.wants_entropy) {
-          state_[i].add_with_entropy(z);
-        } else {
-          state_[i].add(z);
-        }
-        if (params_.wants_logit_sum && r < target.rows) {
-          const bool weighted = params_.class_weight != nullptr;
-          const Vec weight(weighted ? params_.class_weight[target.vocab_row + r] : 1.0f);
-          logit_sum_[i] = fma(weight, z, logit_sum_[i]);
-        }
+        logit_sum_[i] = fma(weight, Vec::load(row(r) + i * Vec::kLanes), logit_sum_[i]);
       }
     }
   }
@@ -139,25 +152,25 @@ class TileStatistics : public WovenWork<TileStatistics, StatisticsTarget> {
     }
   }
 
-  // Only lanes whose tile maximum reaches the value to beat are read; a NaN has left its mark in the sum.
+  // Only lanes whose tile maximum reaches the value to beat are looked at; a NaN has left its mark in the sum.
   void rank_lanes(const StatisticsTarget& target, int i) {
     const int64_t at = target.panel_offset + i * Vec::kLanes;
-    uint32_t candidates =
-        not_less(maximum_[i], Vec::load(target.top.threshold + at)).to_bits() | is_nan(state_[i].sum).to_bits();
-    while (candidates != 0) {
-      const int lane = __builtin_ctz(candidates);
-      candidates &= candidates - 1;
-      if (i * Vec::kLanes + lane >= target.lanes) return;
-      RankKey* keys = target.top.keys + (at + lane) * params_.topk;
-      float threshold = target.top.threshold[at + lane];
-      for (int r = 0; r < target.rows; ++r) {
-        const float z = row(r)[i * Vec::kLanes + lane];
-        if (z < threshold) continue;
-        insert_ranked(keys, params_.topk, rank_key(z, static_cast<uint32_t>(target.vocab_row + r)));
+    const float* thresholds = target.top.threshold + at;
+    const int lanes = target.lanes - i * Vec::kLanes;
+    if (lanes <= 0) return;
+    const uint32_t present = lanes >= Vec::kLanes ? ~0u : (1u << lanes) - 1;
+    const uint32_t reached = not_less(maximum_[i], Vec::load(thresholds)).to_bits() | is_nan(state_[i].sum).to_bits();
+    if ((reached & present) == 0) return;
+    for (int r = 0; r < target.rows; ++r) {
+      const float* cells = row(r) + i * Vec::kLanes;
+      uint32_t candidates = not_less(Vec::load(cells), Vec::load(thresholds)).to_bits() & reached & present;
+      for (; candidates != 0; candidates &= candidates - 1) {
+        const int lane = __builtin_ctz(candidates);
+        RankKey* keys = target.top.keys + (at + lane) * params_.topk;
+        insert_ranked(keys, params_.topk, rank_key(cells[lane], static_cast<uint32_t>(target.vocab_row + r)));
         const RankKey last = keys[params_.topk - 1];
-        threshold = last == 0 ? -__builtin_inff() : value_of(last);
+        if (last != 0) target.top.raise_threshold(at + lane, value_of(last));
       }
-      target.top.threshold[at + lane] = threshold;
     }
   }
 
@@ -208,7 +221,7 @@ class Forward {
     tiles_ = arena.take<float>(workers * TileGroups::kElements);
     vocab_rows_ = arena.take<Operand>(workers * VocabRows<Engine, T>::elements(kVocabRowsAtOnce, params_.hidden_size));
     top_keys_ = arena.take<RankKey>(workers * kSuperblock * params_.topk);
-    top_thresholds_ = arena.take<float>(params_.topk > 0 ? workers * kSuperblock : 0);
+    top_thresholds_ = arena.take<float>(params_.topk > 0 ? kSuperblock : 0);
     buckets_.plan(arena, params_);
   }
 
@@ -219,9 +232,7 @@ class Forward {
                               panels_ + panel * kBlock * padded_size_);
     });
     for (int64_t i = 0; i < threads_.count * kSuperblock * params_.topk; ++i) top_keys_[i] = 0;
-    for (int64_t i = 0; params_.topk > 0 && i < threads_.count * kSuperblock; ++i) {
-      top_thresholds_[i] = -__builtin_inff();
-    }
+    for (int64_t i = 0; params_.topk > 0 && i < kSuperblock; ++i) top_thresholds_[i] = -__builtin_inff();
     for_each_item(
         threads_, num_vocab_blocks_,
         [&](int64_t vocab_block, int worker) { sweep_vocab_block(superblock, vocab_block, worker); },
@@ -238,7 +249,7 @@ class Forward {
 
   TopKeys top_of(int worker) const {
     if (params_.topk == 0) return {nullptr, nullptr};
-    return {top_keys_ + worker * kSuperblock * params_.topk, top_thresholds_ + worker * kSuperblock};
+    return {top_keys_ + worker * kSuperblock * params_.topk, top_thresholds_};
   }
 
   void sweep_vocab_block(const Superblock& superblock, int64_t vocab_block, int worker) {
@@ -410,7 +421,7 @@ class Forward {
   float* tiles_ = nullptr;            // [workers][2 groups][kGroup][32, 32]
   Operand* vocab_rows_ = nullptr;     // [workers][kVocabRowsAtOnce, row stride]
   RankKey* top_keys_ = nullptr;       // [workers][kSuperblock, topk]
-  float* top_thresholds_ = nullptr;   // [workers][kSuperblock]
+  float* top_thresholds_ = nullptr;   // [kSuperblock]
   IndexBuckets buckets_;
 };
 

@@ -85,7 +85,10 @@ void upper_bound(const float* in, float* out, int64_t count) {
   }
 }
 
-void transpose_block(const float* in, float* out) { store_transposed_block(in, out, kBlock); }
+void transpose_block(const float* in, float* out) {
+  store_transposed_half(in, out, kBlock);
+  store_transposed_half(in + kBlock / 2, out + kBlock / 2 * kBlock, kBlock);
+}
 
 void multiply_fma(const BlockProduct& product) { multiply<FmaEngine>(product); }
 

@@ -136,9 +136,9 @@ struct FmaEngine {
 
 namespace tokcore::cpu::TOKCORE_ISA {
 
-// to[j][i] = block[i][j] for a dense 32 x 32 block, in the type that products read.
-inline void store_transposed_block(const float* block, float* to, int64_t stride) {
-  for (int j = 0; j < kBlock; ++j) {
+// to[j][i] = block[i][j] for 16 columns j of a dense 32 x 32 block, in the type that products read.
+inline void store_transposed_half(const float* block, float* to, int64_t stride) {
+  for (int j = 0; j < kBlock / 2; ++j) {
     for (int i = 0; i < kBlock; ++i) to[j * stride + i] = block[i * kBlock + j];
   }
 }

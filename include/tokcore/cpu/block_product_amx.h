@@ -50,18 +50,16 @@ inline void transpose_16x16_dwords(__m512i r[16]) {
   }
 }
 
-// to[j][i] = block[i][j] for a dense 32 x 32 block: rows 2i and 2i + 1 make pairs, and pairs are transposed.
-inline void store_transposed_block(const float* block, BFloat16* to, int64_t stride) {
-  for (int half = 0; half < 2; ++half) {
-    __m512i pairs[16];
-    for (int i = 0; i < 16; ++i) {
-      const __m256i even = Vec::load(block + 2 * i * kBlock + half * 16).to_bfloat16();
-      const __m256i odd = Vec::load(block + (2 * i + 1) * kBlock + half * 16).to_bfloat16();
-      pairs[i] = _mm512_or_si512(_mm512_cvtepu16_epi32(even), _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
-    }
-    transpose_16x16_dwords(pairs);
-    for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + (half * 16 + i) * stride, pairs[i]);
+// to[j][i] = block[i][j] for 16 columns j of a dense 32 x 32 block: rows 2i and 2i + 1 make pairs, pairs are transposed.
+inline void store_transposed_half(const float* block, BFloat16* to, int64_t stride) {
+  __m512i pairs[16];
+  for (int i = 0; i < 16; ++i) {
+    const __m256i even = Vec::load(block + 2 * i * kBlock).to_bfloat16();
+    const __m256i odd = Vec::load(block + (2 * i + 1) * kBlock).to_bfloat16();
+    pairs[i] = _mm512_or_si512(_mm512_cvtepu16_epi32(even), _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
   }
+  transpose_16x16_dwords(pairs);
+  for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + i * stride, pairs[i]);
 }
 
 struct AmxEngine {

@@ -138,6 +138,9 @@ class LogitTransform {
 
   bool is_identity() const { return bias_ == nullptr && softcap_ == 0.0f && inverse_temperature_ == 1.0f; }
 
+  // dz is d(e c^T + bias): the slope is 1 everywhere.
+  bool is_linear() const { return softcap_ == 0.0f && inverse_temperature_ == 1.0f; }
+
   Vec logit(Vec product, int64_t vocab_row) const {
     if (bias_ != nullptr) product += Vec(bias_[vocab_row]);
     if (softcap_ > 0.0f) product = Vec(softcap_) * tanh(product * Vec(inverse_softcap_));
@@ -183,20 +186,29 @@ struct TileGroups {
 template <class Derived, class Target>
 class WovenWork {
  public:
+  // Tiles reach memory some time after their product; reading them at once would stall everything behind it.
+  static constexpr int kStepsOfDelay = 2;
+
   void start(const TileGroup& group, const Target* targets, int count, int64_t steps_to_come) {
     group_ = group;
     count_ = count;
     tile_ = 0;
     portion_ = 0;
-    int64_t portions = 0;
+    portions_ = 0;
     for (int i = 0; i < count; ++i) {
       targets_[i] = targets[i];
-      portions += self().num_portions(targets[i]);
+      portions_ += self().num_portions(targets[i]);
     }
-    per_step_ = static_cast<int>(ceil_div(portions, max(steps_to_come, 1)));
+    steps_ = static_cast<int>(max(steps_to_come - kStepsOfDelay, 1));
+    credit_ = -kStepsOfDelay * portions_;
   }
+  // Spreads the portions evenly over the steps.
   void advance() {
-    for (int i = 0; i < per_step_ && tile_ < count_; ++i) run_next();
+    credit_ += portions_;
+    while (credit_ >= steps_ && tile_ < count_) {
+      credit_ -= steps_;
+      run_next();
+    }
   }
   void finish() {
     while (tile_ < count_) run_next();
@@ -217,7 +229,9 @@ class WovenWork {
   int count_ = 0;
   int tile_ = 0;
   int portion_ = 0;
-  int per_step_ = 0;
+  int portions_ = 0;
+  int steps_ = 1;
+  int credit_ = 0;
 };
 
 }  // namespace tokcore::cpu::TOKCORE_ISA
