@@ -30,8 +30,7 @@ bool cpu_has_amx_bf16_int8() {
 
 Isa detect() {
   __builtin_cpu_init();
-  const bool avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (!avx2) return Isa::kBaseline;
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
@@ -68,8 +67,6 @@ Isa active_isa() {
   return active;
 }
 
-std::vector<std::string> isa_levels() {
-  return {kNames, kNames + static_cast<int>(best_isa()) + 1};
-}
+std::vector<std::string> isa_levels() { return {kNames, kNames + static_cast<int>(best_isa()) + 1}; }
 
 }  // namespace tokcore::cpu

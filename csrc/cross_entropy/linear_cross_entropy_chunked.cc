@@ -1,5 +1,5 @@
-// Loss and gradients in one pass over chunks of positions: the forward kernel leaves a chunk's logits in the workspace, the
-// backward kernel turns them into gradients there.
+// Loss and gradients in one pass over chunks of positions: the forward kernel leaves a chunk's logits in the workspace,
+// the backward kernel turns them into gradients there.
 #include <vector>
 
 #include "tokcore/common/math.h"

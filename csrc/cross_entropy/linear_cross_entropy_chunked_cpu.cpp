@@ -19,8 +19,8 @@ ChunkedResult linear_cross_entropy_chunked(const Tensor& e, const Tensor& c, con
   const Checker check("linear_cross_entropy_chunked");
   check.rank(targets, "targets", 1);
   const Tensor indices = torch::stable::unsqueeze(torch::stable::contiguous(targets), 1);
-  const LogitsArguments arguments{e, c, indices, bias, class_weight, seq_len, shift, softcap, temperature, std::nullopt,
-                                  "targets"};
+  const LogitsArguments arguments{e,     c,       indices,     bias,         class_weight, seq_len,
+                                  shift, softcap, temperature, std::nullopt, "targets"};
   std::vector<PositionArgument> vectors = {{"nll_scale", &nll_scale, false}};
   if (smooth_scale.has_value()) vectors.push_back({"smooth_scale", &*smooth_scale, false});
   if (square_scale.has_value()) vectors.push_back({"square_scale", &*square_scale, false});

@@ -7,8 +7,8 @@
 namespace tokcore::cross_entropy {
 
 // Positions that take part: not ignored, and with a row of e `shift` before them in their own sequence.
-inline std::vector<int32_t> active_positions(const Checker& check, const LogitsArguments& a, const Tensor& dense_indices,
-                                             std::optional<int64_t> ignore_index) {
+inline std::vector<int32_t> active_positions(const Checker& check, const LogitsArguments& a,
+                                             const Tensor& dense_indices, std::optional<int64_t> ignore_index) {
   const int64_t* indices = core::data_of<int64_t>(dense_indices);
   const int64_t num_positions = a.e.size(0), vocab_size = a.c.size(0), num_indices = dense_indices.size(1);
   std::vector<int32_t> active;
@@ -32,8 +32,8 @@ inline std::vector<int32_t> active_positions(const Checker& check, const LogitsA
 }
 
 inline void fill_params(LinearLogitsParams& params, const LogitsArguments& a, const Tensor& indices,
-                 const std::optional<Tensor>& bias, const std::optional<Tensor>& class_weight,
-                 const std::vector<int32_t>& active, bool entropy) {
+                        const std::optional<Tensor>& bias, const std::optional<Tensor>& class_weight,
+                        const std::vector<int32_t>& active, bool entropy) {
   params.dtype = core::to_dtype(a.e.scalar_type());
   params.e = a.e.const_data_ptr();
   params.c = a.c.const_data_ptr();
@@ -60,7 +60,8 @@ inline Tensor make_gradient(const Tensor& like, bool needed, bool covered, const
   if (!needed) return core::empty_like_on(like, {0}, type);
   if (!covered) return core::zeros_like_on(like, sizes, type);
   const Tensor gradient = core::empty_like_on(like, sizes, type);
-  cpu::expect_large_writes(gradient.mutable_data_ptr(), static_cast<size_t>(gradient.numel()) * gradient.element_size());
+  cpu::expect_large_writes(gradient.mutable_data_ptr(),
+                           static_cast<size_t>(gradient.numel()) * gradient.element_size());
   return gradient;
 }
 

@@ -1,5 +1,6 @@
-// Backward: per vocabulary block and superblock, recompute the logits, turn them into dZ, and multiply dZ with e and c while
-// it is in cache. A gradient element has one owner, which adds in a fixed order in fp32. Compiled once per instruction set.
+// Backward: per vocabulary block and superblock, recompute the logits, turn them into dZ, and multiply dZ with e and c
+// while it is in cache. A gradient element has one owner, which adds in a fixed order in fp32. Compiled once per
+// instruction set.
 #include "tokcore/cpu/prefetch.h"
 #include "tokcore/cross_entropy/logits_tiles.h"
 
@@ -10,27 +11,36 @@ namespace {
 // meetings of all threads, so it is as large as may be; the products walk it in stretches whose operand stays in L2.
 inline constexpr int64_t kGradientBlock = 1024;
 inline constexpr int64_t kTilesPerBlock = kGradientBlock / kBlock;
-inline constexpr int64_t kTilesPerStretch = 16;
 
 // Row blocks of a gradient product that share each pass of a panel through L1.
 inline constexpr int kMostTogether = 4;
 static_assert(kMostTogether <= 2 * kGroup, "a worker's tiles hold them");
 
-// A part of a block's tiles (or of a superblock's panels) that one item of work walks.
+// A part of a block's tiles (or of a superblock's panels) that one item of work walks: its operand stays in L2.
 struct Stretch {
   int64_t first;
   int64_t last;
 };
-inline Stretch stretch_at(int64_t index, int64_t count) {
-  return {index * kTilesPerStretch, min((index + 1) * kTilesPerStretch, count)};
-}
+// Cuts `count` row blocks, whose rows have `size` elements, into stretches.
+template <class Engine>
+class Stretches {
+ public:
+  Stretches(int64_t count, int64_t size) : count_(count), length_(row_blocks_in_l2<Engine>(size, 16)) {}
+  int64_t count() const { return ceil_div(count_, length_); }
+  Stretch operator[](int64_t index) const { return {index * length_, min((index + 1) * length_, count_)}; }
+
+ private:
+  int64_t count_;
+  int64_t length_;
+};
 
 // dZ of one vocabulary block and superblock, in the forms that the two gradient products want of their first operand.
-template <class Operand>
+template <class Engine>
 struct GradientBlock {
+  using Operand = typename Engine::Operand;
   // Odd multiples of a cache line keep the rows of a tile out of one another's cache sets.
-  static constexpr int64_t kRowStride = kSuperblock + 64 / static_cast<int64_t>(sizeof(Operand));
-  static constexpr int64_t kColumnStride = kGradientBlock + 64 / static_cast<int64_t>(sizeof(Operand));
+  static constexpr int64_t kRowStride = kSuperblock + kBlock;
+  static constexpr int64_t kColumnStride = kGradientBlock + kBlock;
   Operand* by_vocab;     // [kGradientBlock][kRowStride], for grad_c
   Operand* by_position;  // [kSuperblock][kColumnStride], for grad_e
 
@@ -46,13 +56,13 @@ struct GradientBlock {
   void store_by_vocab(const float* tile, int64_t vocab_tile, int64_t panel, int first_row, int num_rows) const {
     for (int r = first_row; r < first_row + num_rows; ++r) {
       Operand* to = by_vocab + (vocab_tile * kBlock + r) * kRowStride + panel * kBlock;
-      for (int i = 0; i < kBlock; i += Vec::kLanes) Vec::load(tile + r * kBlock + i).store(to + i);
+      Engine::store_row(tile + r * kBlock, to);
     }
   }
   // half: positions 0-15 or 16-31 of the panel.
   void store_by_position(const float* tile, int64_t vocab_tile, int64_t panel, int half) const {
     Operand* to = by_position + (panel * kBlock + half * kBlock / 2) * kColumnStride + vocab_tile * kBlock;
-    store_transposed_half(tile + half * kBlock / 2, to, kColumnStride);
+    Engine::store_transposed_half(tile + half * kBlock / 2, to, kColumnStride);
   }
 };
 
@@ -94,11 +104,11 @@ struct GradientTarget {
 };
 
 // Turns tiles of products e c^T into dZ.
-template <class Operand>
-class TileGradient : public WovenWork<TileGradient<Operand>, GradientTarget> {
+template <class Engine>
+class TileGradient : public WovenWork<TileGradient<Engine>, GradientTarget> {
  public:
   TileGradient(const LinearLogprobsBackwardParams& params, const PositionGradients& positions,
-               const GradientBlock<Operand>& block, bool uniform_inside)
+               const GradientBlock<Engine>& block, bool uniform_inside)
       : params_(params),
         transform_(params),
         positions_(positions),
@@ -181,7 +191,7 @@ class TileGradient : public WovenWork<TileGradient<Operand>, GradientTarget> {
   const LinearLogprobsBackwardParams& params_;
   LogitTransform transform_;
   const PositionGradients& positions_;
-  const GradientBlock<Operand>& block_;
+  const GradientBlock<Engine>& block_;
   bool filters_, uniform_inside_;
 };
 
@@ -209,9 +219,7 @@ class WorkList {
     }
   }
   bool is_full() const { return is_full_; }
-  StepList panels(int64_t tile) const {
-    return {panels_of_tile_ + tile * kPanelsPerSuperblock, 0, num_panels_[tile]};
-  }
+  StepList panels(int64_t tile) const { return {panels_of_tile_ + tile * kPanelsPerSuperblock, 0, num_panels_[tile]}; }
   StepList tiles(int64_t panel, const Stretch& stretch) const {
     StepList part = tiles(panel);
     while (part.count > 0 && part[0] < stretch.first) {
@@ -221,14 +229,12 @@ class WorkList {
     while (part.count > 0 && part[part.count - 1] >= stretch.last) --part.count;
     return part;
   }
-  StepList tiles(int64_t panel) const {
-    return {tiles_of_panel_ + panel * kTilesPerBlock, 0, num_tiles_[panel]};
-  }
+  StepList tiles(int64_t panel) const { return {tiles_of_panel_ + panel * kTilesPerBlock, 0, num_tiles_[panel]}; }
 
  private:
   int32_t* tiles_of_panel_ = nullptr;  // [kPanelsPerSuperblock][kTilesPerBlock]
   int32_t* panels_of_tile_ = nullptr;  // [kTilesPerBlock][kPanelsPerSuperblock]
-  bool is_full_ = true;  // all products walk the same steps
+  bool is_full_ = true;                // all products walk the same steps
   int32_t num_panels_[kTilesPerBlock];
   int32_t num_tiles_[kPanelsPerSuperblock];
 };
@@ -378,8 +384,8 @@ class Backward {
     });
   }
 
-  // c in the two forms that products read: by row for the logits, by column for grad_e. Row block by row block, so that c
-  // is read once, in its order.
+  // c in the two forms that products read: by row for the logits, by column for grad_e. Row block by row block, so that
+  // c is read once, in its order.
   void pack_vocab_block(int64_t first_row, int64_t num_rows) {
     for_each_item(threads_, ceil_div(num_rows, kBlock), [&](int64_t item, int) {
       if (params_.stored_logits == nullptr) vocab_rows().pack(params_, first_row + item * kBlock, item);
@@ -395,12 +401,12 @@ class Backward {
 
   // dZ of this vocabulary block and superblock.
   void make_gradient_block(const Superblock& superblock, int64_t first_row, int64_t num_rows) {
-    const int64_t num_panels = superblock.num_panels(), num_tiles = ceil_div(num_rows, kBlock);
+    const int64_t num_panels = superblock.num_panels();
+    const Stretches<Engine> stretches(ceil_div(num_rows, kBlock), params_.hidden_size);
     for_each_item(
-        threads_, ceil_div(num_tiles, kTilesPerStretch) * num_panels,
+        threads_, stretches.count() * num_panels,
         [&](int64_t item, int worker) {
-          const Stretch tiles = stretch_at(item / num_panels, num_tiles);
-          make_gradient_panel(superblock, first_row, num_rows, item % num_panels, tiles, worker);
+          make_gradient_panel(superblock, first_row, num_rows, item % num_panels, stretches[item / num_panels], worker);
         },
         with_worker_state());
   }
@@ -408,10 +414,11 @@ class Backward {
   void make_gradient_panel(const Superblock& superblock, int64_t first_row, int64_t num_rows, int64_t panel,
                            const Stretch& stretch, int worker) {
     float* panel_bias = params_.grad_bias != nullptr ? grad_bias_ + panel * kGradientBlock : nullptr;
-    for (int64_t i = stretch.first * kBlock; panel_bias != nullptr && i < stretch.last * kBlock; ++i) panel_bias[i] = 0.0f;
+    for (int64_t i = stretch.first * kBlock; panel_bias != nullptr && i < stretch.last * kBlock; ++i)
+      panel_bias[i] = 0.0f;
     const TileGroups groups = {tiles_ + worker * TileGroups::kElements};
     const int num_steps = static_cast<int>(padded_size_ / kBlock);
-    TileGradient<Operand> work(params_, positions_, block_, has_uniform_ && !uniform_apart_);
+    TileGradient<Engine> work(params_, positions_, block_, has_uniform_ && !uniform_apart_);
     const StepList kept = work_list_.tiles(panel, stretch);
     // Workers take panels in turn: the one after the next is as likely this worker's as any.
     const bool has_next = panel + 1 < superblock.num_panels() && params_.stored_logits == nullptr;
@@ -446,8 +453,8 @@ class Backward {
     work.finish();
   }
 
-  GradientTarget target_of(const Superblock& superblock, int64_t panel, int64_t first_row, int64_t num_rows, int64_t tile,
-                           float* panel_bias) const {
+  GradientTarget target_of(const Superblock& superblock, int64_t panel, int64_t first_row, int64_t num_rows,
+                           int64_t tile, float* panel_bias) const {
     GradientTarget target;
     target.first_index = buckets_.begin(first_row / kBlock + tile, panel);
     target.last_index = buckets_.end(first_row / kBlock + tile, panel);
@@ -462,16 +469,16 @@ class Backward {
 
   void multiply_gradient_block(const Superblock& superblock, int64_t vocab_block, int64_t num_rows,
                                int64_t superblock_index) {
-    const int64_t num_tiles = ceil_div(num_rows, kBlock), num_panels = superblock.num_panels();
-    const int64_t for_c = wants_c_ ? ceil_div(num_tiles, kTilesPerStretch) * num_columns_ : 0;
-    const int64_t for_e = params_.grad_e != nullptr ? ceil_div(num_panels, kTilesPerStretch) * num_columns_ : 0;
+    const Stretches<Engine> tiles(ceil_div(num_rows, kBlock), kSuperblock);
+    const Stretches<Engine> panels(superblock.num_panels(), kGradientBlock);
+    const int64_t for_c = wants_c_ ? tiles.count() * num_columns_ : 0;
+    const int64_t for_e = params_.grad_e != nullptr ? panels.count() * num_columns_ : 0;
     auto work = [&](int64_t item, int worker) {
       if (item < for_c) {
-        const Stretch tiles = stretch_at(item / num_columns_, num_tiles);
-        multiply_for_c(superblock, vocab_block, tiles, superblock_index, item % num_columns_, worker);
+        multiply_for_c(superblock, vocab_block, tiles[item / num_columns_], superblock_index, item % num_columns_,
+                       worker);
       } else {
-        const Stretch panels = stretch_at((item - for_c) / num_columns_, num_panels);
-        multiply_for_e(superblock, vocab_block, panels, (item - for_c) % num_columns_);
+        multiply_for_e(superblock, vocab_block, panels[(item - for_c) / num_columns_], (item - for_c) % num_columns_);
       }
     };
     for_each_item(threads_, for_c + for_e, work, with_worker_state());
@@ -517,9 +524,11 @@ class Backward {
       }
       const bool more = first + most < panels.last;
       Prefetcher prefetch_sums(more ? grad_e_tile(superblock.first + (first + most) * kBlock, column) : nullptr,
-                               count * kTileElements * static_cast<int64_t>(sizeof(float)), int64_t{count} * tiles.count);
-      multiply_blocks<Engine>(rows, outs, count, columns_of_c_ + column * kBlock * kGradientBlock, tiles, vocab_block > 0,
-                              first / most % 2 == 1, prefetch_sums);
+                               count * kTileElements * static_cast<int64_t>(sizeof(float)),
+                               int64_t{count} * tiles.count);
+      // Always in one direction: a row's sum must not depend on where in the batch the row lies.
+      multiply_blocks<Engine>(rows, outs, count, columns_of_c_ + column * kBlock * kGradientBlock, tiles,
+                              vocab_block > 0, false, prefetch_sums);
     }
   }
   float* grad_e_tile(int64_t active, int64_t column) const {
@@ -607,37 +616,34 @@ class Backward {
   Operand* vocab_rows_ = nullptr;    // [kGradientBlock, row stride] c for the logits, of the current block
   const T** rows_of_c_ = nullptr;    // [kGradientBlock]
   const T** rows_of_e_ = nullptr;    // [kSuperblock]
-  GradientBlock<Operand> block_ = {};
+  GradientBlock<Engine> block_ = {};
   PositionGradients positions_ = {};
   WorkList work_list_;
   IndexBuckets buckets_;
 };
 
 template <class Visit>
-void with_engine(DType dtype, Visit&& visit) {
+void with_type(DType dtype, Visit&& visit) {
   switch (dtype) {
     case DType::kFloat32:
-      return visit.template operator()<FmaEngine, float>();
+      return visit.template operator()<float>();
     case DType::kFloat16:
-      return visit.template operator()<FmaEngine, Float16>();
+      return visit.template operator()<Float16>();
     case DType::kBFloat16:
-#if defined(__AMX_BF16__)
-      return visit.template operator()<AmxEngine, BFloat16>();
-#else
-      return visit.template operator()<FmaEngine, BFloat16>();
-#endif
+      return visit.template operator()<BFloat16>();
   }
 }
 
 }  // namespace
 
 void linear_logprobs_backward(const LinearLogprobsBackwardParams& params, const Threads& threads) {
-  with_engine(params.dtype, [&]<class Engine, class T>() { Backward<Engine, T>(params, threads).run(); });
+  with_type(params.dtype, [&]<class T>() { Backward<typename EngineOf<T>::type, T>(params, threads).run(); });
 }
 
 int64_t linear_logprobs_backward_workspace(const LinearLogprobsBackwardParams& params, const Threads& threads) {
   int64_t bytes = 0;
-  with_engine(params.dtype, [&]<class Engine, class T>() { bytes = Backward<Engine, T>(params, threads).workspace(); });
+  with_type(params.dtype,
+            [&]<class T>() { bytes = Backward<typename EngineOf<T>::type, T>(params, threads).workspace(); });
   return bytes;
 }
 

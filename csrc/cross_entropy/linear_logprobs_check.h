@@ -1,5 +1,5 @@
-// Validation of the op pair linear_logprobs_forward / _backward, shared by the backends: dtype, device, rank, shape, range,
-// strides, in that order. python/tokcore/ops/_op_checks.py says the same of fake tensors.
+// Validation of the op pair linear_logprobs_forward / _backward, shared by the backends: dtype, device, rank, shape,
+// range, strides, in that order. python/tokcore/ops/_op_checks.py says the same of fake tensors.
 #pragma once
 
 #include <utility>
@@ -44,9 +44,9 @@ inline void check_dtypes(const Checker& check, const LogitsArguments& a, const s
   check.dtype(a.indices, a.indices_name, ScalarType::Long);
   if (a.bias.has_value()) {
     const ScalarType got = a.bias->scalar_type();
-    const std::string choices =
-        dtype == ScalarType::Float ? "float32" : core::dtype_name(dtype) + " or float32";
-    check.require(got == dtype || got == ScalarType::Float, "bias", "dtype " + choices + " of e", core::dtype_name(got));
+    const std::string choices = dtype == ScalarType::Float ? "float32" : core::dtype_name(dtype) + " or float32";
+    check.require(got == dtype || got == ScalarType::Float, "bias", "dtype " + choices + " of e",
+                  core::dtype_name(got));
   }
   if (a.class_weight.has_value()) check.dtype(*a.class_weight, "class_weight", ScalarType::Float);
   for (const PositionArgument& vector : vectors) check.dtype(*vector.tensor, vector.name, ScalarType::Float);
@@ -108,8 +108,8 @@ inline void check_arguments(const Checker& check, const LogitsArguments& a, int6
   check_options(check, a, topk);
 }
 
-// The threshold on p below which the filter may drop an element. A gradient through the entropy, |p (log p + H)|, shrinks
-// more slowly than p; with H <= log V this threshold bounds it by eps too.
+// The threshold on p below which the filter may drop an element. A gradient through the entropy, |p (log p + H)|,
+// shrinks more slowly than p; with H <= log V this threshold bounds it by eps too.
 inline float filter_log_threshold(std::optional<double> filter_eps, bool entropy, int64_t vocab_size) {
   if (!filter_eps.has_value() || *filter_eps <= 0.0) return -INFINITY;
   const double log_eps = std::log(*filter_eps);

@@ -27,8 +27,7 @@ ForwardResult linear_logprobs_forward(const Tensor& e, const Tensor& c, const Te
 
   const int64_t num_positions = e.size(0), vocab_size = c.size(0), num_indices = indices.size(1);
   const Tensor dense_indices = torch::stable::contiguous(indices);
-  const std::vector<int32_t> active =
-      active_positions(check, arguments, dense_indices, ignore_index);
+  const std::vector<int32_t> active = active_positions(check, arguments, dense_indices, ignore_index);
 
   auto zeros = [&](std::vector<int64_t> sizes, ScalarType type) { return core::zeros_like_on(e, sizes, type); };
   const int64_t kept_words = filter_eps.has_value() ? ceil_div(num_positions, kFilterTile) : 0;
@@ -83,8 +82,10 @@ BackwardResult linear_logprobs_backward(const Tensor& e, const Tensor& c, const 
                                         bool need_bias) {
   const Checker check("linear_logprobs_backward");
   const LogitsArguments arguments{e, c, indices, bias, class_weight, seq_len, shift, softcap, temperature, filter_eps};
-  std::vector<PositionArgument> vectors = {
-      {"logits", &logits, true}, {"lse", &lse, false}, {"grad_prob", &grad_prob, false}, {"grad_logits", &grad_logits, true}};
+  std::vector<PositionArgument> vectors = {{"logits", &logits, true},
+                                           {"lse", &lse, false},
+                                           {"grad_prob", &grad_prob, false},
+                                           {"grad_logits", &grad_logits, true}};
   if (grad_plogp.has_value()) vectors.push_back({"grad_plogp", &*grad_plogp, false});
   if (grad_sum.has_value()) vectors.push_back({"grad_sum", &*grad_sum, false});
   check_arguments(check, arguments, 0, vectors);
@@ -97,8 +98,7 @@ BackwardResult linear_logprobs_backward(const Tensor& e, const Tensor& c, const 
   check.require(!need_bias || bias.has_value(), "bias", "a Tensor with need_bias", "None");
 
   const Tensor dense_indices = torch::stable::contiguous(indices);
-  const std::vector<int32_t> active =
-      active_positions(check, arguments, dense_indices, ignore_index);
+  const std::vector<int32_t> active = active_positions(check, arguments, dense_indices, ignore_index);
   const bool all_rows = static_cast<int64_t>(active.size()) == e.size(0);
   const bool empty = active.empty();
   const Tensor grad_e = make_gradient(e, need_e, all_rows, {e.size(0), e.size(1)}, e.scalar_type());
@@ -129,7 +129,8 @@ BackwardResult linear_logprobs_backward(const Tensor& e, const Tensor& c, const 
     params.grad_c = need_c ? grad_c.mutable_data_ptr() : nullptr;
     params.grad_bias = need_bias ? core::mutable_data_of<float>(grad_bias) : nullptr;
     if (filters && grad_sum.has_value() && softcap.has_value()) {
-      check.fail("filter_eps", "None when softcap and grad_sum are given: the uniform term is then no rank-one correction",
+      check.fail("filter_eps",
+                 "None when softcap and grad_sum are given: the uniform term is then no rank-one correction",
                  *filter_eps);
     }
     const cpu::Threads threads = core::torch_threads();

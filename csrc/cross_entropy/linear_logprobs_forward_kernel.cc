@@ -141,7 +141,8 @@ class TileStatistics : public WovenWork<TileStatistics, StatisticsTarget> {
       state_[i].maximum.store(statistics.maximum + at);
       (carried_[i].sum + state_[i].sum).store(statistics.sum + at);
       if (params_.wants_entropy) (carried_[i].weighted + state_[i].weighted).store(statistics.weighted + at);
-      if (params_.wants_logit_sum) (Vec::load(statistics.logit_sum + at) + logit_sum_[i]).store(statistics.logit_sum + at);
+      if (params_.wants_logit_sum)
+        (Vec::load(statistics.logit_sum + at) + logit_sum_[i]).store(statistics.logit_sum + at);
     }
     for (const IndexBuckets::Entry* entry = target.first_index; entry != target.last_index; ++entry) {
       const int64_t position = params_.active_positions[entry->active];
@@ -180,8 +181,8 @@ class TileStatistics : public WovenWork<TileStatistics, StatisticsTarget> {
   float* tile_ = nullptr;
   Vec maximum_[kVecsPerRow];
   Vec logit_sum_[kVecsPerRow];
-  // A tile is summed from zero and then joins what came before: a sum that has reached 1 no longer feels the addition of
-  // single small terms.
+  // A tile is summed from zero and then joins what came before: a sum that has reached 1 no longer feels the addition
+  // of single small terms.
   SoftmaxState carried_[kVecsPerRow];
   SoftmaxState state_[kVecsPerRow];
 };
@@ -191,13 +192,11 @@ class Forward {
  public:
   using Operand = typename Engine::Operand;
 
-  // A megabyte of bf16 at C = 1024: L2 keeps it while the panels of positions stream by.
-  static constexpr int64_t kVocabRowsAtOnce = kVocabBlock;
-
   Forward(const LinearLogprobsForwardParams& params, const Threads& threads)
       : params_(params),
         threads_(threads),
         padded_size_(round_up(params.hidden_size, kBlock)),
+        rows_at_once_(row_blocks_in_l2<Engine>(params.hidden_size, kTilesPerVocabBlock) * kBlock),
         num_vocab_blocks_(ceil_div(params.vocab_size, kVocabBlock)),
         num_vocab_tiles_(ceil_div(params.vocab_size, kBlock)),
         filters_(params.kept != nullptr) {}
@@ -219,7 +218,7 @@ class Forward {
     partials_ = arena.take<float>(num_vocab_blocks_ * PartialStatistics::kCount * kSuperblock);
     tile_maxima_ = arena.take<uint16_t>(filters_ ? num_vocab_tiles_ * kSuperblock : 0);
     tiles_ = arena.take<float>(workers * TileGroups::kElements);
-    vocab_rows_ = arena.take<Operand>(workers * VocabRows<Engine, T>::elements(kVocabRowsAtOnce, params_.hidden_size));
+    vocab_rows_ = arena.take<Operand>(workers * VocabRows<Engine, T>::elements(rows_at_once_, params_.hidden_size));
     top_keys_ = arena.take<RankKey>(workers * kSuperblock * params_.topk);
     top_thresholds_ = arena.take<float>(params_.topk > 0 ? kSuperblock : 0);
     buckets_.plan(arena, params_);
@@ -260,18 +259,19 @@ class Forward {
     }
     const TileGroups groups = {tiles_ + worker * TileGroups::kElements};
     const VocabRows<Engine, T> rows(
-        vocab_rows_ + worker * VocabRows<Engine, T>::elements(kVocabRowsAtOnce, params_.hidden_size),
-        params_.hidden_size);
+        vocab_rows_ + worker * VocabRows<Engine, T>::elements(rows_at_once_, params_.hidden_size), params_.hidden_size);
     const int num_steps = static_cast<int>(padded_size_ / kBlock);
     TileStatistics work(params_);
     int parity = 0;
     const int64_t end = min((vocab_block + 1) * kVocabBlock, params_.vocab_size);
-    for (int64_t first_row = vocab_block * kVocabBlock; first_row < end; first_row += kVocabRowsAtOnce) {
-      const int64_t num_tiles = ceil_div(min(end - first_row, kVocabRowsAtOnce), kBlock);
+    for (int64_t first_row = vocab_block * kVocabBlock; first_row < end; first_row += rows_at_once_) {
+      const int64_t num_tiles = ceil_div(min(end - first_row, rows_at_once_), kBlock);
       for (int64_t i = 0; i < num_tiles; ++i) rows.pack(params_, first_row + i * kBlock, i);
       Prefetcher prefetch_rows;
       for (int64_t panel = 0; panel < superblock.num_panels(); ++panel) {
-        if (panel == superblock.num_panels() / 2) prefetch_rows = next_rows(superblock, vocab_block, num_tiles * num_steps);
+        const bool last_rows = first_row + rows_at_once_ >= end;
+        if (last_rows && panel == superblock.num_panels() / 2)
+          prefetch_rows = next_rows(superblock, vocab_block, num_tiles * num_steps);
         const bool last = panel + 1 == superblock.num_panels();
         const int64_t panel_elements = kBlock * padded_size_;
         Prefetcher prefetch_panel(panels_ + (last ? 0 : panel + 1) * panel_elements,
@@ -305,13 +305,13 @@ class Forward {
     work.finish();
   }
 
-  // The rows of c this worker will most likely pack next, spread over the second half of the panels.
+  // The rows of c this worker will most likely pack next, spread over the second half of a block's last panels.
   Prefetcher next_rows(const Superblock& superblock, int64_t vocab_block, int64_t steps_per_panel) const {
     constexpr int64_t kFewestPanels = 8;  // with fewer, reading c is all there is to do
     const int64_t next = vocab_block + threads_.count;
     const bool dense = params_.stride_c_row == params_.hidden_size;
     if (next >= num_vocab_blocks_ || !dense || superblock.num_panels() < kFewestPanels) return {};
-    const int64_t num_rows = min(params_.vocab_size - next * kVocabBlock, kVocabBlock);
+    const int64_t num_rows = min(params_.vocab_size - next * kVocabBlock, rows_at_once_);
     return {static_cast<const T*>(params_.c) + next * kVocabBlock * params_.hidden_size,
             num_rows * params_.hidden_size * static_cast<int64_t>(sizeof(T)),
             superblock.num_panels() / 2 * steps_per_panel};
@@ -413,15 +413,15 @@ class Forward {
 
   const LinearLogprobsForwardParams& params_;
   const Threads& threads_;
-  int64_t padded_size_, num_vocab_blocks_, num_vocab_tiles_;
+  int64_t padded_size_, rows_at_once_, num_vocab_blocks_, num_vocab_tiles_;
   bool filters_;
-  Operand* panels_ = nullptr;         // [panels][padded_size, 32] packed rows of e
-  float* partials_ = nullptr;         // [vocab blocks][kCount][kSuperblock]
-  uint16_t* tile_maxima_ = nullptr;   // [vocab tiles][kSuperblock] upper halves of fp32, rounded up
-  float* tiles_ = nullptr;            // [workers][2 groups][kGroup][32, 32]
-  Operand* vocab_rows_ = nullptr;     // [workers][kVocabRowsAtOnce, row stride]
-  RankKey* top_keys_ = nullptr;       // [workers][kSuperblock, topk]
-  float* top_thresholds_ = nullptr;   // [kSuperblock]
+  Operand* panels_ = nullptr;        // [panels][padded_size, 32] packed rows of e
+  float* partials_ = nullptr;        // [vocab blocks][kCount][kSuperblock]
+  uint16_t* tile_maxima_ = nullptr;  // [vocab tiles][kSuperblock] upper halves of fp32, rounded up
+  float* tiles_ = nullptr;           // [workers][2 groups][kGroup][32, 32]
+  Operand* vocab_rows_ = nullptr;    // [workers][rows_at_once, row stride]
+  RankKey* top_keys_ = nullptr;      // [workers][kSuperblock, topk]
+  float* top_thresholds_ = nullptr;  // [kSuperblock]
   IndexBuckets buckets_;
 };
 
@@ -430,15 +430,11 @@ class Forward {
 void linear_logprobs_forward(const LinearLogprobsForwardParams& params, const Threads& threads) {
   switch (params.dtype) {
     case DType::kFloat32:
-      return Forward<FmaEngine, float>(params, threads).run();
+      return Forward<EngineOf<float>::type, float>(params, threads).run();
     case DType::kFloat16:
-      return Forward<FmaEngine, Float16>(params, threads).run();
+      return Forward<EngineOf<Float16>::type, Float16>(params, threads).run();
     case DType::kBFloat16:
-#if defined(__AMX_BF16__)
-      return Forward<AmxEngine, BFloat16>(params, threads).run();
-#else
-      return Forward<FmaEngine, BFloat16>(params, threads).run();
-#endif
+      return Forward<EngineOf<BFloat16>::type, BFloat16>(params, threads).run();
   }
 }
 

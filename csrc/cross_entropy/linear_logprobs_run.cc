@@ -26,8 +26,8 @@ int64_t sweep_workspace(const LinearLogprobsBackwardParams& params, const cpu::T
   TOKCORE_CALL_ACTIVE_ISA(linear_logprobs_backward_workspace, params, threads);
 }
 
-// Both gradients in one sweep share the recomputed logits, but keep every position's grad_e in fp32 until the end. Apart,
-// grad_c (and the bias's gradient) need one sweep over all positions, grad_e one per group of positions.
+// Both gradients in one sweep share the recomputed logits, but keep every position's grad_e in fp32 until the end.
+// Apart, grad_c (and the bias's gradient) need one sweep over all positions, grad_e one per group of positions.
 struct SeparateSweeps {
   explicit SeparateSweeps(const LinearLogprobsBackwardParams& params) : for_c(params), for_e(params) {
     for_c.grad_e = nullptr;

@@ -56,7 +56,7 @@ Floats multiply(const std::string& level, const std::string& engine, const Float
   const Vocabulary& vocabulary = at_level(level);
   if (engine == "fma") {
     vocabulary.multiply_fma(product);
-  } else if (!vocabulary.multiply_bfloat16(product)) {
+  } else if (!(engine == "split" ? vocabulary.multiply_split : vocabulary.multiply_bfloat16)(product)) {
     throw std::invalid_argument("level " + level + " has no bf16 unit");
   }
   return out;

@@ -8,8 +8,8 @@ namespace tokcore::testing {
 enum class Function { kExp, kTanh };
 
 struct BlockProduct {
-  const float* a;      // [32, size]
-  const float* b;      // [32, size], rows of the panel's columns
+  const float* a;  // [32, size]
+  const float* b;  // [32, size], rows of the panel's columns
   int64_t size;
   const int32_t* steps;  // or null: all
   int64_t num_steps;
@@ -41,6 +41,7 @@ struct OnlineSoftmax {
   void upper_bound(const float* in, float* out, int64_t count);                                           \
   void transpose_block(const float* in, float* out);                                                      \
   void multiply_fma(const ::tokcore::testing::BlockProduct& product);                                     \
+  bool multiply_split(const ::tokcore::testing::BlockProduct& product);    /* false: no such unit here */ \
   bool multiply_bfloat16(const ::tokcore::testing::BlockProduct& product); /* false: no such unit here */ \
   void multiply_int8(const ::tokcore::testing::Int8Product& product);                                     \
   void online_softmax(const ::tokcore::testing::OnlineSoftmax& softmax)

@@ -1,5 +1,7 @@
 #include "vocabulary.h"
 
+#include <type_traits>
+
 #include "tokcore/cpu/block_product.h"
 #include "tokcore/cpu/block_product_int8.h"
 #include "tokcore/cpu/math.h"
@@ -34,15 +36,16 @@ void round_trip_as(const float* in, float* out, int64_t count) {
 template <class Engine>
 void multiply(const BlockProduct& product) {
   using Operand = typename Engine::Operand;
+  using Narrow = std::conditional_t<std::is_same_v<Operand, BFloat16>, BFloat16, float>;
   [[maybe_unused]] typename Engine::WorkerState state;
   const int64_t size = product.size, padded = round_up(size, kBlock), stride = row_operand_stride(size);
   Scratch scratch(static_cast<size_t>(8 * kBlock * stride * 4));
   Arena arena(scratch.data());
-  Operand* narrow_a = arena.take<Operand>(kBlock * size);
-  Operand* narrow_b = arena.take<Operand>(kBlock * size);
+  Narrow* narrow_a = arena.take<Narrow>(kBlock * size);
+  Narrow* narrow_b = arena.take<Narrow>(kBlock * size);
   Operand* packed_a = arena.take<Operand>(kBlock * stride);
   Operand* panel = arena.take<Operand>(kBlock * padded);
-  const Operand** rows = arena.take<const Operand*>(max(size, kBlock));
+  const Narrow** rows = arena.take<const Narrow*>(max(size, kBlock));
   for (int64_t i = 0; i < kBlock * size; ++i) from_float(product.a[i], narrow_a + i);
   for (int64_t i = 0; i < kBlock; ++i) {
     for (int64_t k = 0; k < size; ++k) {
@@ -86,11 +89,20 @@ void upper_bound(const float* in, float* out, int64_t count) {
 }
 
 void transpose_block(const float* in, float* out) {
-  store_transposed_half(in, out, kBlock);
-  store_transposed_half(in + kBlock / 2, out + kBlock / 2 * kBlock, kBlock);
+  FmaEngine::store_transposed_half(in, out, kBlock);
+  FmaEngine::store_transposed_half(in + kBlock / 2, out + kBlock / 2 * kBlock, kBlock);
 }
 
 void multiply_fma(const BlockProduct& product) { multiply<FmaEngine>(product); }
+
+bool multiply_split([[maybe_unused]] const BlockProduct& product) {
+#if defined(__AMX_BF16__)
+  multiply<SplitEngine>(product);
+  return true;
+#else
+  return false;
+#endif
+}
 
 bool multiply_bfloat16([[maybe_unused]] const BlockProduct& product) {
 #if defined(__AMX_BF16__)

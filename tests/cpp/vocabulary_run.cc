@@ -2,12 +2,16 @@
 
 namespace tokcore::cpu {
 // The functions of every level, by its number.
-#define TOKCORE_LEVEL(level)                                                                              \
-  {                                                                                                       \
-    level::testing::apply, level::testing::round_trip, level::testing::upper_bound,                       \
-        level::testing::transpose_block, level::testing::multiply_fma, level::testing::multiply_bfloat16, \
-        level::testing::multiply_int8, level::testing::online_softmax                                     \
-  }
+#define TOKCORE_LEVEL(level)          \
+  {level::testing::apply,             \
+   level::testing::round_trip,        \
+   level::testing::upper_bound,       \
+   level::testing::transpose_block,   \
+   level::testing::multiply_fma,      \
+   level::testing::multiply_split,    \
+   level::testing::multiply_bfloat16, \
+   level::testing::multiply_int8,     \
+   level::testing::online_softmax}
 
 namespace baseline::testing {
 TOKCORE_TESTING_FUNCTIONS;

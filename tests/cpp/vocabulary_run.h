@@ -12,6 +12,7 @@ struct Vocabulary {
   void (*upper_bound)(const float*, float*, int64_t);
   void (*transpose_block)(const float*, float*);
   void (*multiply_fma)(const BlockProduct&);
+  bool (*multiply_split)(const BlockProduct&);
   bool (*multiply_bfloat16)(const BlockProduct&);
   void (*multiply_int8)(const Int8Product&);
   void (*online_softmax)(const OnlineSoftmax&);

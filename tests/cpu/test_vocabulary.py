@@ -30,7 +30,9 @@ def bf16(x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_exp_stays_within_its_stated_error(level: str, rng: np.random.Generator) -> None:
-    x = np.concatenate([rng.uniform(-87, 88, 1 << 16), rng.normal(0, 1e-3, 1 << 12), np.linspace(-1, 1, 4096)]).astype(F32)
+    x = np.concatenate([rng.uniform(-87, 88, 1 << 16), rng.normal(0, 1e-3, 1 << 12), np.linspace(-1, 1, 4096)]).astype(
+        F32
+    )
     expected = np.exp(x.astype(np.float64))
     error = np.abs(vocabulary.exp(level, x) - expected) / expected
     assert (error <= 3e-7 + 1e-7 * np.abs(x)).all()
@@ -86,7 +88,9 @@ def test_narrow_types_round_to_nearest_even(level: str, rng: np.random.Generator
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_upper_bound_is_the_least_bf16_from_above(level: str, rng: np.random.Generator) -> None:
-    x = np.concatenate([rng.normal(size=4080) * 30, [np.inf, -np.inf, 0, -0.0, 3e38, -3e38, 1, -1, *[2.5] * 8]]).astype(F32)
+    x = np.concatenate([rng.normal(size=4080) * 30, [np.inf, -np.inf, 0, -0.0, 3e38, -3e38, 1, -1, *[2.5] * 8]]).astype(
+        F32
+    )
     y = vocabulary.upper_bound(level, x)
     assert (y >= x).all()
     finite = np.isfinite(x) & np.isfinite(y)
@@ -98,11 +102,13 @@ def test_upper_bound_is_the_least_bf16_from_above(level: str, rng: np.random.Gen
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("size", [1, 31, 32, 33, 96, 513, 1100])
 @pytest.mark.parametrize("through_columns", [False, True])
-@pytest.mark.parametrize("engine", ["fma", "bf16"])
+@pytest.mark.parametrize("engine", ["fma", "split", "bf16"])
 def test_block_product(level: str, size: int, through_columns: bool, engine: str, rng: np.random.Generator) -> None:
-    if engine == "bf16" and level != "amx":
+    if engine != "fma" and level != "amx":
         with pytest.raises(ValueError, match="no bf16 unit"):
-            vocabulary.multiply(level, engine, np.ones((32, 1)), np.ones((32, 1)), np.zeros((32, 32)), None, False, False)
+            vocabulary.multiply(
+                level, engine, np.ones((32, 1)), np.ones((32, 1)), np.zeros((32, 32)), None, False, False
+            )
         return
     a, b = (rng.normal(size=(32, size)).astype(F32) for _ in range(2))
     initial = rng.normal(size=(32, 32)).astype(F32)
@@ -115,9 +121,9 @@ def test_block_product(level: str, size: int, through_columns: bool, engine: str
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("engine", ["fma", "bf16"])
+@pytest.mark.parametrize("engine", ["fma", "split", "bf16"])
 def test_block_product_walks_only_the_listed_steps(level: str, engine: str, rng: np.random.Generator) -> None:
-    if engine == "bf16" and level != "amx":
+    if engine != "fma" and level != "amx":
         engine = "fma"
     size = 40 * 32
     a, b = (rng.integers(-4, 5, size=(32, size)).astype(F32) for _ in range(2))  # exact in every order

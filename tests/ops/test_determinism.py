@@ -64,7 +64,7 @@ tk = tokcore.LinearLogprobs
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_ignored_neighbours_change_no_bit(dtype: torch.dtype) -> None:
     # Ignoring positions packs the others differently; each row's results and gradient stay.
-    e, c, targets, bias = tensors(200, 500, 48, dtype)
+    e, c, targets, bias = tensors(200, 1500, 48, dtype)
     some = targets.clone()
     some[torch.rand(200, generator=torch.Generator().manual_seed(2)) < 0.6] = -100
     kept = some != -100

@@ -2,10 +2,10 @@
 //
 //   out[32][32] (+)= a[32][K] * panel[K][32]
 //
-// An engine says how operands are stored, packs them and multiplies. Two engines share one interface: AMX tiles for bf16
-// (block_product_amx.h) and fp32 FMA for everything else, at every instruction-set level. K is walked in steps of 32; a
-// list of steps may leave some out (a sparse product), and `step` is called once per step so that other work can be woven
-// into the wait for the matrix unit.
+// An engine says how operands are stored, packs them and multiplies. Three engines share one interface: AMX tiles for
+// bf16 (block_product_amx.h), AMX tiles for fp32 in three parts (block_product_split.h), and FMA at every
+// instruction-set level. K is walked in steps of 32; a list of steps may leave some out (a sparse product), and `step`
+// is called once per step so that other work can be woven into the wait for the matrix unit.
 #pragma once
 
 #include "tokcore/common/math.h"
@@ -38,13 +38,13 @@ struct FmaEngine {
   struct WorkerState {};
   static constexpr int kStepsPerPass = 8;  // 32 KB of panel
 
-  // Multiplies kRows rows at a time: enough accumulators to hide the latency of an FMA, few enough to stay in registers.
+  // Multiplies kRows rows at a time: enough accumulators to hide the latency of an FMA, few enough to stay in
+  // registers.
   static constexpr int kRows = Vec::kLanes == 16 ? 8 : 4;
   static constexpr int kColumns = 2 * Vec::kLanes;
 
   template <class Step>
-  static void multiply(RowOperand<float> a, const float* panel, StepList steps, bool accumulate, float* out,
-                       Step&&) {
+  static void multiply(RowOperand<float> a, const float* panel, StepList steps, bool accumulate, float* out, Step&&) {
     for (int row = 0; row < kBlock; row += kRows) {
       for (int column = 0; column < kBlock; column += kColumns) {
         multiply_rows(a.data + row * a.row_stride, a.row_stride, panel + column, steps, accumulate,
@@ -102,9 +102,20 @@ struct FmaEngine {
       for (; k < padded; ++k) to[k] = 0.0f;
     }
   }
+  // 32 numbers of a row operand.
+  static void store_row(const float* from, float* to) {
+    for (int i = 0; i < kBlock; i += Vec::kLanes) Vec::load(from + i).store(to + i);
+  }
+  // to[j][i] = block[i][j] for 16 columns j of a dense 32 x 32 block: rows of a row operand.
+  static void store_transposed_half(const float* block, float* to, int64_t stride) {
+    for (int j = 0; j < kBlock / 2; ++j) {
+      for (int i = 0; i < kBlock; ++i) to[j * stride + i] = block[i * kBlock + j];
+    }
+  }
+
  private:
-  static void multiply_rows(const float* a, int64_t row_stride, const float* panel, StepList steps,
-                            bool accumulate, float* out) {
+  static void multiply_rows(const float* a, int64_t row_stride, const float* panel, StepList steps, bool accumulate,
+                            float* out) {
     // A pass sums from zero and joins what is there at its end: short chains of additions round less.
     Vec sum[kRows][2];
     for (int i = 0; i < kRows; ++i) sum[i][0] = sum[i][1] = Vec(0.0f);
@@ -134,31 +145,32 @@ struct FmaEngine {
 
 }  // namespace tokcore::cpu::TOKCORE_ISA
 
-namespace tokcore::cpu::TOKCORE_ISA {
-
-// to[j][i] = block[i][j] for 16 columns j of a dense 32 x 32 block, in the type that products read.
-inline void store_transposed_half(const float* block, float* to, int64_t stride) {
-  for (int j = 0; j < kBlock / 2; ++j) {
-    for (int i = 0; i < kBlock; ++i) to[j * stride + i] = block[i * kBlock + j];
-  }
-}
-
-}  // namespace tokcore::cpu::TOKCORE_ISA
-
 #if defined(__AMX_BF16__)
 #include "tokcore/cpu/block_product_amx.h"
+#include "tokcore/cpu/block_product_split.h"
 #endif
 
 namespace tokcore::cpu::TOKCORE_ISA {
 
-// Elements between the rows of a packed row operand: an odd number of steps, so that the 16 rows of a tile never fall into
-// one another's cache sets (rows 2 KB apart cost a fifth of the speed).
+// Elements between the rows of a packed row operand: an odd number of steps, so that the 16 rows of a tile never fall
+// into one another's cache sets (rows 2 KB apart cost a fifth of the speed).
 inline int64_t row_operand_stride(int64_t size) { return (ceil_div(size, kBlock) | 1) * kBlock; }
 
+// How many row blocks a kernel should walk at a time, so that they stay in L2 while panels stream by: a power of two.
+template <class Engine>
+int64_t row_blocks_in_l2(int64_t size, int64_t most) {
+  constexpr int64_t kBytes = 5 << 18;  // of the 2 MB that cores with AMX have; panels and tiles want the rest
+  const int64_t block_bytes =
+      kBlock * row_operand_stride(size) * static_cast<int64_t>(sizeof(typename Engine::Operand));
+  int64_t blocks = most;
+  while (blocks > 2 && blocks * block_bytes > kBytes) blocks /= 2;
+  return blocks;
+}
+
 // Several row blocks against one panel: outs[i] (+)= rows[i] * panel, each out a dense 32 x 32 tile.
-// K is cut into passes whose part of the panel (32 KB) stays in L1 while the row blocks stream from L2; sums go back to the
-// out tiles between passes. `backwards` walks the passes from the end, so that a following call on the same panel starts
-// with the part that is still in L1. A row's sum depends on `backwards` alone, not on the blocks beside it.
+// K is cut into passes whose part of the panel (32 KB) stays in L1 while the row blocks stream from L2; sums go back to
+// the out tiles between passes. `backwards` walks the passes from the end, so that a following call on the same panel
+// starts with the part that is still in L1. A row's sum depends on `backwards` alone, not on the blocks beside it.
 template <class Engine, class Step>
 void multiply_blocks(const RowOperand<typename Engine::Operand>* rows, float* const* outs, int num_blocks,
                      const typename Engine::Operand* panel, StepList steps, bool accumulate, bool backwards,
@@ -174,5 +186,21 @@ void multiply_blocks(const RowOperand<typename Engine::Operand>* rows, float* co
     }
   }
 }
+
+// The engine that computes with numbers of type T at this level.
+template <class T>
+struct EngineOf {
+#if defined(__AMX_BF16__)
+  using type = SplitEngine;
+#else
+  using type = FmaEngine;
+#endif
+};
+#if defined(__AMX_BF16__)
+template <>
+struct EngineOf<BFloat16> {
+  using type = AmxEngine;
+};
+#endif
 
 }  // namespace tokcore::cpu::TOKCORE_ISA

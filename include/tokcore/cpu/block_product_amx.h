@@ -50,18 +50,6 @@ inline void transpose_16x16_dwords(__m512i r[16]) {
   }
 }
 
-// to[j][i] = block[i][j] for 16 columns j of a dense 32 x 32 block: rows 2i and 2i + 1 make pairs, pairs are transposed.
-inline void store_transposed_half(const float* block, BFloat16* to, int64_t stride) {
-  __m512i pairs[16];
-  for (int i = 0; i < 16; ++i) {
-    const __m256i even = Vec::load(block + 2 * i * kBlock).to_bfloat16();
-    const __m256i odd = Vec::load(block + (2 * i + 1) * kBlock).to_bfloat16();
-    pairs[i] = _mm512_or_si512(_mm512_cvtepu16_epi32(even), _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
-  }
-  transpose_16x16_dwords(pairs);
-  for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + i * stride, pairs[i]);
-}
-
 struct AmxEngine {
   using Operand = BFloat16;
   using WorkerState = TileState;
@@ -136,7 +124,8 @@ struct AmxEngine {
       const __mmask16 mask = static_cast<__mmask16>((1u << width) - 1);
       auto load = [&](int64_t k) {
         const bool present = k < num_rows && rows[k] != nullptr && width > 0;
-        return present ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, rows[k] + first)) : _mm512_setzero_si512();
+        return present ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, rows[k] + first))
+                       : _mm512_setzero_si512();
       };
       for (int64_t k = 0; k < padded; k += 2) {
         const __m512i pairs = _mm512_or_si512(load(k), _mm512_slli_epi32(load(k + 1), 16));
@@ -156,6 +145,22 @@ struct AmxEngine {
         _mm512_storeu_si512(out + row * out_stride + k, _mm512_maskz_loadu_epi16(mask, from));
       }
     }
+  }
+
+  static void store_row(const float* from, BFloat16* to) {
+    for (int i = 0; i < kBlock; i += Vec::kLanes) Vec::load(from + i).store(to + i);
+  }
+  // to[j][i] = block[i][j] for 16 columns j of a dense 32 x 32 block: rows 2i and 2i + 1 make pairs, pairs are
+  // transposed.
+  static void store_transposed_half(const float* block, BFloat16* to, int64_t stride) {
+    __m512i pairs[16];
+    for (int i = 0; i < 16; ++i) {
+      const __m256i even = Vec::load(block + 2 * i * kBlock).to_bfloat16();
+      const __m256i odd = Vec::load(block + (2 * i + 1) * kBlock).to_bfloat16();
+      pairs[i] = _mm512_or_si512(_mm512_cvtepu16_epi32(even), _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
+    }
+    transpose_16x16_dwords(pairs);
+    for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + i * stride, pairs[i]);
   }
 };
 

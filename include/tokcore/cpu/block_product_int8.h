@@ -6,8 +6,8 @@
 
 namespace tokcore::cpu::TOKCORE_ISA {
 
-// K goes in steps of 64. A panel is a row of steps; a step holds two tiles (columns 0-15 and 16-31) of 16 rows, each row
-// the quadruples (k, …, k+3) of 16 columns.
+// K goes in steps of 64. A panel is a row of steps; a step holds two tiles (columns 0-15 and 16-31) of 16 rows, each
+// row the quadruples (k, …, k+3) of 16 columns.
 inline constexpr int kInt8Step = 64;
 inline constexpr int64_t kInt8TileBytes = 16 * 64;
 

@@ -38,15 +38,15 @@ std::vector<std::string> isa_levels();
   }
 
 // Calls the function of the active level.
-#define TOKCORE_CALL_ACTIVE_ISA(function, ...)            \
-  switch (::tokcore::cpu::active_isa()) {                 \
-    case ::tokcore::cpu::Isa::kBaseline:                  \
+#define TOKCORE_CALL_ACTIVE_ISA(function, ...)                \
+  switch (::tokcore::cpu::active_isa()) {                     \
+    case ::tokcore::cpu::Isa::kBaseline:                      \
       return ::tokcore::cpu::baseline::function(__VA_ARGS__); \
-    case ::tokcore::cpu::Isa::kAvx2:                      \
-      return ::tokcore::cpu::avx2::function(__VA_ARGS__); \
-    case ::tokcore::cpu::Isa::kAvx512:                    \
-      return ::tokcore::cpu::avx512::function(__VA_ARGS__); \
-    case ::tokcore::cpu::Isa::kAmx:                       \
-      return ::tokcore::cpu::amx::function(__VA_ARGS__);  \
-  }                                                       \
+    case ::tokcore::cpu::Isa::kAvx2:                          \
+      return ::tokcore::cpu::avx2::function(__VA_ARGS__);     \
+    case ::tokcore::cpu::Isa::kAvx512:                        \
+      return ::tokcore::cpu::avx512::function(__VA_ARGS__);   \
+    case ::tokcore::cpu::Isa::kAmx:                           \
+      return ::tokcore::cpu::amx::function(__VA_ARGS__);      \
+  }                                                           \
   __builtin_unreachable()

@@ -5,9 +5,10 @@
 
 namespace tokcore::cpu::TOKCORE_ISA {
 
-// e^x. Relative error below 3e-7 + 1e-7 |x| (the rounding of x log2(e) and of that constant) for results in the normal range; exactly 1 at 0 (else the rescaling of an
-// online softmax drifts); 0 at -inf, inf at inf, NaN at NaN; subnormal results may be flushed to 0.
-// 2^y with y = x log2(e) = whole + fraction, |fraction| <= 1/2; the polynomial is the minimax one of degree 5 with p(0) = 1.
+// e^x. Relative error below 3e-7 + 1e-7 |x| (the rounding of x log2(e) and of that constant) for results in the normal
+// range; exactly 1 at 0 (else the rescaling of an online softmax drifts); 0 at -inf, inf at inf, NaN at NaN; subnormal
+// results may be flushed to 0. 2^y with y = x log2(e) = whole + fraction, |fraction| <= 1/2; the polynomial is the
+// minimax one of degree 5 with p(0) = 1.
 inline Vec exp(Vec x) {
   const ExponentSplit y = split_exponent(x * Vec(1.44269504088896341f));
   Vec p = fma(y.fraction, Vec(1.326472731e-3f), Vec(9.671512991e-3f));

@@ -1,8 +1,8 @@
 // The online softmax that every family shares: running maximum m, sum s = sum exp(z - m) and, for the entropy,
 // q = sum exp(z - m) (z - m), one lane per row of the softmax.
 //
-// The maximum is kept inside [-kFarthest, kFarthest], so that no difference of maxima is NaN: a row of -inf ends with s = 0,
-// a row with +inf with s = inf, and a NaN stays in s.
+// The maximum is kept inside [-kFarthest, kFarthest], so that no difference of maxima is NaN: a row of -inf ends with s
+// = 0, a row with +inf with s = inf, and a NaN stays in s.
 #pragma once
 
 #include "tokcore/cpu/math.h"

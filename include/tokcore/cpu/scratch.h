@@ -40,8 +40,8 @@ class Scratch {
   size_t bytes_;
 };
 
-// Asks for huge pages under a large output that is about to be written for the first time: its page faults otherwise cost
-// more than its writes.
+// Asks for huge pages under a large output that is about to be written for the first time: its page faults otherwise
+// cost more than its writes.
 void expect_large_writes(void* data, size_t bytes);
 
 }  // namespace tokcore::cpu

@@ -1,5 +1,5 @@
-// The k greatest of a stream of (value, index) pairs, NaN above all, equal values by lower index: an order that is total,
-// so that the result does not depend on the order in which pairs come.
+// The k greatest of a stream of (value, index) pairs, NaN above all, equal values by lower index: an order that is
+// total, so that the result does not depend on the order in which pairs come.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Vectors of fp32 at the instruction-set level this file is compiled for. Everything here lives in the namespace of that
-// level, so that the linker cannot mix the levels' code.
+// Vectors of fp32 at the instruction-set level this file is compiled for. Everything here lives in the namespace of
+// that level, so that the linker cannot mix the levels' code.
 //
 // Vec      kLanes floats; + - *, fma, max (of a NaN and b: b), min, load and store from fp32, bf16 and fp16
 // Mask     one truth value per lane; to_bits/from_bits use bit i for lane i

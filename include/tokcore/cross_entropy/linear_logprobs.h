@@ -2,8 +2,8 @@
 //
 // Letters: T positions, C hidden size, V vocabulary, K gathered logits a position.
 // z = softcap * tanh((e c^T + bias) / softcap) / temperature in fp32; without softcap z = (e c^T + bias) / temperature.
-// Position t of the targets reads row t - shift of e. Only *active* positions are computed; the others' results are what
-// the caller put there.
+// Position t of the targets reads row t - shift of e. Only *active* positions are computed; the others' results are
+// what the caller put there.
 #pragma once
 
 #include <cstdint>
@@ -52,11 +52,11 @@ struct LinearLogprobsForwardParams : LinearLogitsParams {
   int64_t* topk_indices;  // [T, topk]
   uint32_t* kept;         // [ceil(V/32), kept_words] bit a % 32 of word a / 32: tile kept for the a-th active position
   int64_t kept_words;
-  float* stored_logits;   // [ceil(V/32), ceil(num_active/32), 32, 32] z by tile, num_active <= kStoredPositions; or null
+  float* stored_logits;  // [ceil(V/32), ceil(num_active/32), 32, 32] z by tile, num_active <= kStoredPositions; or null
 };
 
-// dL/dz[t,v] = p (grad_prob[t] + grad_plogp[t] (z - lse[t])) + grad_sum[t] w_v + sum_k grad_logits[t,k] [v = indices[t,k]],
-// where p counts as 0 below the filter's threshold.
+// dL/dz[t,v] = p (grad_prob[t] + grad_plogp[t] (z - lse[t])) + grad_sum[t] w_v + sum_k grad_logits[t,k] [v =
+// indices[t,k]], where p counts as 0 below the filter's threshold.
 struct LinearLogprobsBackwardParams : LinearLogitsParams {
   const float* logits;       // [T, K] z at indices
   const float* lse;          // [T]
@@ -66,30 +66,30 @@ struct LinearLogprobsBackwardParams : LinearLogitsParams {
   const float* grad_logits;  // [T, K]
   const uint32_t* kept;      // [ceil(V/32), kept_words] or null: every tile
   int64_t kept_words;
-  float* stored_logits;  // as the forward left it, overwritten; or null: recompute
-  void* grad_e;          // [T, C] contiguous, dtype of e, zero where no active position reads the row; or null
-  void* grad_c;          // [V, C] contiguous, dtype of c; or null
-  float* grad_c_sum;     // [V, C] contiguous, added to in place of storing grad_c; or null
-  float* grad_bias;      // [V] added to, or null
+  float* stored_logits;     // as the forward left it, overwritten; or null: recompute
+  void* grad_e;             // [T, C] contiguous, dtype of e, zero where no active position reads the row; or null
+  void* grad_c;             // [V, C] contiguous, dtype of c; or null
+  float* grad_c_sum;        // [V, C] contiguous, added to in place of storing grad_c; or null
+  float* grad_bias;         // [V] added to, or null
   int64_t workspace_bytes;  // scratch to stay within; 0: as much as is fastest
 };
 
 // sum_t nll_scale_t (lse_t - z_t) + smooth_scale_t (sum_v w_v lse_t - logit_sum_t) + square_scale_t lse_t^2 and its
 // gradients in one go, chunk of positions by chunk, each chunk's logits held in the workspace: 6TVC FLOPs, not 8TVC.
 struct LinearCrossEntropyChunkedParams : LinearLogitsParams {  // K = 1
-  const float* nll_scale;     // [T]
-  const float* smooth_scale;  // [T] or null
-  const float* square_scale;  // [T] or null
-  float* workspace;           // [ceil(V/32), chunk_size / 32, 32, 32]
-  int64_t chunk_size;         // positions, a multiple of 32, at most kStoredPositions
-  double loss;                // result
-  float* lse;                 // [T]
-  float* logits;              // [T] z of the targets
-  float* logit_sum;           // [T], with smooth_scale
-  void* grad_e;               // [T, C] or null
-  void* grad_c;               // [V, C] or null
-  float* grad_c_sum;          // [V, C] zeros; needed with grad_c when there are several chunks, and then used in its place
-  float* grad_bias;           // [V] zeros, or null
+  const float* nll_scale;                                      // [T]
+  const float* smooth_scale;                                   // [T] or null
+  const float* square_scale;                                   // [T] or null
+  float* workspace;                                            // [ceil(V/32), chunk_size / 32, 32, 32]
+  int64_t chunk_size;                                          // positions, a multiple of 32, at most kStoredPositions
+  double loss;                                                 // result
+  float* lse;                                                  // [T]
+  float* logits;                                               // [T] z of the targets
+  float* logit_sum;                                            // [T], with smooth_scale
+  void* grad_e;                                                // [T, C] or null
+  void* grad_c;                                                // [V, C] or null
+  float* grad_c_sum;  // [V, C] zeros; needed with grad_c when there are several chunks, and then used in its place
+  float* grad_bias;   // [V] zeros, or null
 };
 
 void run_linear_logprobs_forward_cpu(const LinearLogprobsForwardParams& params, const cpu::Threads& threads);

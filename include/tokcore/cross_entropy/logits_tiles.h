@@ -102,7 +102,9 @@ class IndexBuckets {
     // Filling from the back leaves each start where its bucket begins, entries in the order of positions.
     for_each_index(params, superblock, [&](int64_t bucket, Entry entry) { entries_[--starts_[bucket]] = entry; });
   }
-  const Entry* begin(int64_t tile, int64_t panel) const { return entries_ + starts_[tile * kPanelsPerSuperblock + panel]; }
+  const Entry* begin(int64_t tile, int64_t panel) const {
+    return entries_ + starts_[tile * kPanelsPerSuperblock + panel];
+  }
   const Entry* end(int64_t tile, int64_t panel) const {
     return entries_ + starts_[tile * kPanelsPerSuperblock + panel + 1];
   }

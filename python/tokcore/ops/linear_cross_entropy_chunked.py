@@ -103,7 +103,7 @@ torch.library.register_autograd("tokcore::linear_cross_entropy_chunked", _backwa
 def picks_chunked(dtype: torch.dtype, num_tokens: int | torch.SymInt, vocabulary: int, workspace_bytes: int) -> bool:
     """What ``strategy="auto"`` does where both strategies could serve: chunk where FLOPs are dear and memory suffices.
 
-    AMX recomputes bf16 logits in a tenth of the time of fp32 FMA; there the workspace is not worth its memory traffic.
+    AMX recomputes bf16 logits so fast that the workspace is not worth its memory traffic.
     """
     if dtype == torch.bfloat16 and _library.cpu_isa() == "amx":
         return False
