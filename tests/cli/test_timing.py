@@ -30,13 +30,13 @@ def test_rounds_are_strictly_interleaved_and_start_one_later_each_time() -> None
     clock = Clock()
     workers = [clock.worker(name, 1.0) for name in "abc"]
     interleave(workers, 0.0, min_rounds=3, clock=clock)
-    assert "".join(clock.order) == "abcbcacab"
+    assert "".join(clock.order) == "aabbccbbccaaccaabb"  # an untimed call before each timed one
 
 
 def test_runs_until_the_time_is_over() -> None:
     clock = Clock()
     samples = interleave([clock.worker("a", 1.0), clock.worker("b", 3.0)], 30.0, clock=clock)
-    assert len(samples["a"]) == len(samples["b"]) == 8  # 8 rounds of 4 seconds pass the thirtieth
+    assert len(samples["a"]) == len(samples["b"]) == 5  # a round takes 8 seconds with its untimed calls; the fifth begins before the last is due
 
 
 def test_slow_contestants_run_in_every_other_round_until_they_have_enough() -> None:
@@ -60,7 +60,8 @@ def test_copies_are_taken_in_turn() -> None:
     used: list[int] = []
     copies = [lambda number=number: used.append(number) for number in range(3)]
     interleave([Contestant("a", copies)], 0.0, min_rounds=5)
-    assert used == [0, 1, 2, 0, 1]
+    assert used[1::2] == [0, 1, 2, 0, 1]  # timed
+    assert used[0::2] == [1, 2, 0, 1, 2]  # before each, on other buffers
 
 
 def test_the_fraction_done_grows_to_one() -> None:
@@ -68,7 +69,7 @@ def test_the_fraction_done_grows_to_one() -> None:
     fractions: list[float] = []
     interleave([clock.worker("a", 1.0)], 8.0, clock=clock, on_call=fractions.append)
     assert fractions == sorted(fractions)
-    assert fractions[0] < 0.2
+    assert fractions[0] <= 0.25
     assert fractions[-1] == 1.0
 
 
