@@ -36,7 +36,8 @@ def test_rounds_are_strictly_interleaved_and_start_one_later_each_time() -> None
 def test_runs_until_the_time_is_over() -> None:
     clock = Clock()
     samples = interleave([clock.worker("a", 1.0), clock.worker("b", 3.0)], 30.0, clock=clock)
-    assert len(samples["a"]) == len(samples["b"]) == 5  # a round takes 8 seconds with its untimed calls; the fifth begins before the last is due
+    # A round takes 8 seconds with its untimed calls; the fifth is the least number.
+    assert len(samples["a"]) == len(samples["b"]) == 5
 
 
 def test_slow_contestants_run_in_every_other_round_until_they_have_enough() -> None:

@@ -53,8 +53,8 @@ def interleave(
 
     Each round starts one contestant later than the round before, so that nobody always follows a pause. A slow
     contestant takes part in every other round until it has ``slow_rounds`` samples or has used up ``seconds`` alone.
-    The caller warms the closures up. An untimed call, on the next buffers, goes before each timed one of a contestant that
-    is not slow: else whoever follows a contestant that gave back gigabytes would pay for getting memory again.
+    The caller warms the closures up. An untimed call, on the next buffers, goes before each timed one of a contestant
+    that is not slow: else whoever follows a contestant that gave back gigabytes would pay for getting memory again.
     The time of a call includes giving back its result. ``on_call`` is told the
     estimated fraction done.
     """
