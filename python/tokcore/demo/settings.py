@@ -20,15 +20,16 @@ class DemoSettings:
     At the 1 TFLOP/s that bf16 matrix products reach on two cores with AMX, loss and body are 70 to 90 ms of arithmetic.
     The eager loss adds some ten passes over the [T, V] logits (67 MB in bf16, 134 MB in fp32). Measured per step: body
     and optimizer 0.12 s; loss 0.06 s (tokcore), 0.14 s (eager), 0.26 s (eager upcast). Three trainings side by side
-    take 0.8 s per step, so that the 360 steps fit in five minutes and the 40 of the quick demo in 35 seconds.
+    take 0.8 s per step on a quiet machine and 1.5 s on a busy one, where the 240 steps then take six minutes and the
+    28 of the quick demo 42 seconds; the tokenizer and the pictures take half a minute more.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    steps: int = 360
+    steps: int = 240
     batch_size: int = 4
     seq_len: int = 256
     learning_rate: float = 7e-4
-    warmup_steps: int = 40
+    warmup_steps: int = 30
     weight_decay: float = 0.1
     grad_clip: float = 1.0
     probe_every: int = 10  # the gradient filter is looked at once in so many steps
@@ -42,4 +43,4 @@ class DemoSettings:
 
 
 FULL = DemoSettings()
-QUICK = replace(FULL, steps=40, warmup_steps=8, probe_every=4)
+QUICK = replace(FULL, steps=28, warmup_steps=6, probe_every=4)
