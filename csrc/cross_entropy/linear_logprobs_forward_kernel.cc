@@ -40,8 +40,7 @@ struct StatisticsTarget {
   PartialStatistics statistics;
   uint16_t* tile_maximum;  // [32] of this tile and panel, or null
   TopKeys top;             // or null keys
-  const IndexBuckets::Entry* first_index;
-  const IndexBuckets::Entry* last_index;
+  IndexBuckets::Range indices;
   int64_t panel_offset;  // first position of the panel in the superblock
   int lanes;
   int rows;           // inside the vocabulary
@@ -144,7 +143,7 @@ class TileStatistics : public WovenWork<TileStatistics, StatisticsTarget> {
       if (params_.wants_logit_sum)
         (Vec::load(statistics.logit_sum + at) + logit_sum_[i]).store(statistics.logit_sum + at);
     }
-    for (const IndexBuckets::Entry* entry = target.first_index; entry != target.last_index; ++entry) {
+    for (const IndexBuckets::Entry* entry = target.indices.first; entry != target.indices.last; ++entry) {
       const int64_t position = params_.active_positions[entry->active];
       params_.gathered[position * params_.num_indices + entry->k] = tile_[entry->cell];
     }
@@ -207,6 +206,7 @@ class Forward {
     Scratch scratch(measure.used());
     Arena arena(scratch.data());
     plan(arena);
+    buckets_.build(params_);
     const int64_t num_superblocks = ceil_div(params_.num_active, kSuperblock);
     for (int64_t i = 0; i < num_superblocks; ++i) run_superblock(superblock_at(params_, i));
   }
@@ -225,7 +225,6 @@ class Forward {
   }
 
   void run_superblock(const Superblock& superblock) {
-    buckets_.build(params_, superblock);
     for_each_item(threads_, superblock.num_panels(), [&](int64_t panel, int) {
       Engine::pack_transposed(PanelRows<T>(params_, superblock, panel).rows, params_.hidden_size,
                               panels_ + panel * kBlock * padded_size_);
@@ -323,8 +322,7 @@ class Forward {
     target.statistics = statistics;
     target.tile_maximum = filters_ ? tile_maxima_ + vocab_tile * kSuperblock + panel * kBlock : nullptr;
     target.top = top_of(worker);
-    target.first_index = buckets_.begin(vocab_tile, panel);
-    target.last_index = buckets_.end(vocab_tile, panel);
+    target.indices = buckets_.in_panel(vocab_tile, superblock.first + panel * kBlock);
     target.panel_offset = panel * kBlock;
     target.lanes = static_cast<int>(superblock.lanes(panel));
     target.vocab_row = vocab_tile * kBlock;
@@ -392,7 +390,8 @@ class Forward {
           const Vec bound = Vec::load(reinterpret_cast<const BFloat16*>(maxima + i));
           bits |= not_less(bound - Vec::load(lse + i), Vec(params_.filter_log_eps)).to_bits() << i;
         }
-        for (auto entry = buckets_.begin(tile, panel); entry != buckets_.end(tile, panel); ++entry) {
+        const IndexBuckets::Range indices = buckets_.in_panel(tile, superblock.first + panel * kBlock);
+        for (const IndexBuckets::Entry* entry = indices.first; entry != indices.last; ++entry) {
           bits |= 1u << (entry->cell % kBlock);
         }
         const int64_t lanes = superblock.lanes(panel);

@@ -41,14 +41,41 @@ struct SeparateSweeps {
   LinearLogprobsBackwardParams for_e;
 };
 
+// The most workers, threads.count at most, whose scratch fits into `bytes`; 0 if one does not.
+int most_workers(const LinearLogprobsBackwardParams& params, const cpu::Threads& threads, int64_t bytes) {
+  const int64_t one = sweep_workspace(params, {1, threads.launch});
+  if (one > bytes) return 0;
+  const int64_t more = sweep_workspace(params, {2, threads.launch}) - one;
+  return static_cast<int>(min(1 + (bytes - one) / more, threads.count));
+}
+
+// How a backward stays within its workspace: fewer workers, sweeps apart, or both, whichever is fastest. Every sum
+// is taken in the same order in all of them.
+struct BackwardPlan {
+  bool separate;
+  int workers;
+
+  BackwardPlan(const LinearLogprobsBackwardParams& params, const SeparateSweeps& sweeps, const cpu::Threads& threads)
+      : separate(false), workers(threads.count) {
+    if (params.workspace_bytes == 0) return;
+    constexpr int64_t kProductsTogether = 3, kProductsApart = 4;
+    const int together = most_workers(params, threads, params.workspace_bytes);
+    const int apart = min(most_workers(sweeps.for_c, threads, params.workspace_bytes),
+                          most_workers(sweeps.for_e, threads, params.workspace_bytes));
+    separate = apart * kProductsTogether > together * kProductsApart;
+    workers = max(separate ? apart : together, 1);
+  }
+};
+
 }  // namespace
 
 void run_linear_logprobs_backward_cpu(const LinearLogprobsBackwardParams& params, const cpu::Threads& threads) {
-  const bool separate = params.workspace_bytes != 0 && sweep_workspace(params, threads) > params.workspace_bytes;
-  if (!separate) return sweep_backward(params, threads);
   SeparateSweeps sweeps(params);
+  const BackwardPlan plan(params, sweeps, threads);
+  const cpu::Threads workers = {plan.workers, threads.launch};
+  if (!plan.separate) return sweep_backward(params, workers);
   if (params.grad_c != nullptr || params.grad_c_sum != nullptr || params.grad_bias != nullptr) {
-    sweep_backward(sweeps.for_c, threads);
+    sweep_backward(sweeps.for_c, workers);
   }
   if (params.grad_e == nullptr) return;
   for (int64_t first = 0; first < params.num_active; first += SeparateSweeps::kPositionsAtOnce) {
@@ -56,14 +83,15 @@ void run_linear_logprobs_backward_cpu(const LinearLogprobsBackwardParams& params
     group.active_positions = params.active_positions + first;
     group.num_active = min(params.num_active - first, SeparateSweeps::kPositionsAtOnce);
     if (params.kept != nullptr) group.kept = params.kept + first / kFilterTile;
-    sweep_backward(group, threads);
+    sweep_backward(group, workers);
   }
 }
 
 int64_t least_backward_workspace_cpu(const LinearLogprobsBackwardParams& params, const cpu::Threads& threads) {
   const SeparateSweeps sweeps(params);
-  const int64_t apart = max(sweep_workspace(sweeps.for_c, threads), sweep_workspace(sweeps.for_e, threads));
-  return min(apart, sweep_workspace(params, threads));
+  const cpu::Threads one = {1, threads.launch};
+  const int64_t apart = max(sweep_workspace(sweeps.for_c, one), sweep_workspace(sweeps.for_e, one));
+  return min(apart, sweep_workspace(params, one));
 }
 
 }  // namespace tokcore

@@ -1,6 +1,8 @@
 // Threads without torch: the caller hands in its pool, kernels hand out items of work.
 #pragma once
 
+#include <sched.h>
+
 #include <cstdint>
 
 namespace tokcore::cpu {
@@ -40,5 +42,37 @@ template <class Work>
 void for_each_item(const Threads& threads, int64_t num_items, Work&& work) {
   for_each_item(threads, num_items, work, [](int, auto&& run) { run(); });
 }
+
+// Lets workers that hold items 0, 1, 2, … add to a shared sum in the order of the items: each waits for its turn. The
+// holder of the lowest item never waits, so there is no deadlock as long as items are taken in ascending order, which
+// for_each_item does.
+class Turns {
+ public:
+  static constexpr int64_t kElements = 8;  // of int64_t for one sum: a cache line of its own
+
+  explicit Turns(int64_t* storage = nullptr) : storage_(storage) {}
+  void reset(int64_t num_sums) const {
+    for (int64_t i = 0; i < num_sums; ++i) storage_[i * kElements] = 0;
+  }
+  bool has_come(int64_t sum, int64_t item) const {
+    return __atomic_load_n(storage_ + sum * kElements, __ATOMIC_ACQUIRE) == item;
+  }
+  void wait(int64_t sum, int64_t item) const {
+    constexpr int kSpins = 4096;  // a fraction of a millisecond: a worker that has lost its core takes longer
+    for (int spins = 0; !has_come(sum, item); ++spins) {
+      if (spins < kSpins) {
+        __builtin_ia32_pause();
+      } else {
+        sched_yield();
+      }
+    }
+  }
+  void pass_on(int64_t sum, int64_t item) const {
+    __atomic_store_n(storage_ + sum * kElements, item + 1, __ATOMIC_RELEASE);
+  }
+
+ private:
+  int64_t* storage_;
+};
 
 }  // namespace tokcore::cpu

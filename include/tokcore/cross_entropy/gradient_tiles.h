@@ -6,16 +6,37 @@
 
 namespace tokcore::cpu::TOKCORE_ISA {
 
-// Vocabulary rows whose dZ is in memory at a time. Every block costs one read and write of the sums of grad_e and a few
-// meetings of all threads, so it is as large as may be; the products walk it in stretches whose operand stays in L2.
-inline constexpr int64_t kGradientBlock = 1024;
+// Vocabulary rows whose dZ a worker has in memory at a time. Every block costs one read and write of the sums of grad_e;
+// both forms of its dZ fit into 2 MB of L2.
+inline constexpr int64_t kGradientBlock = 256;
 inline constexpr int64_t kTilesPerBlock = kGradientBlock / kBlock;
 
 // Row blocks of a gradient product that share each pass of a panel through L1.
 inline constexpr int kMostTogether = 4;
 static_assert(kMostTogether <= 2 * kGroup, "a worker's tiles hold them");
 
-// A part of a block's tiles (or of a superblock's panels) that one item of work walks: its operand stays in L2.
+// Column block `column` of a row of size `hidden_size`: 32 values stored, added, or scaled and added.
+template <class T>
+void store_columns(const float* from, T* row, int64_t column, int64_t hidden_size) {
+  const int64_t width = min(hidden_size - column * kBlock, kBlock);
+  T* to = row + column * kBlock;
+  if (width == kBlock) {
+    for (int j = 0; j < kBlock; j += Vec::kLanes) Vec::load(from + j).store(to + j);
+  } else {
+    for (int64_t j = 0; j < width; ++j) from_float(from[j], to + j);
+  }
+}
+inline void add_columns(const float* from, float* row, int64_t column, int64_t hidden_size) {
+  const int64_t width = min(hidden_size - column * kBlock, kBlock);
+  for (int64_t j = 0; j < width; ++j) row[column * kBlock + j] += from[j];
+}
+inline void add_scaled(float factor, const float* from, float* to) {
+  for (int j = 0; j < kBlock; j += Vec::kLanes) {
+    fma(Vec(factor), Vec::load(from + j), Vec::load(to + j)).store(to + j);
+  }
+}
+
+// A part of a block's tiles whose operand stays in L2.
 struct Stretch {
   int64_t first;
   int64_t last;
@@ -65,35 +86,37 @@ struct GradientBlock {
   }
 };
 
-// Per position of a superblock, in lanes; lanes past the end give dZ = 0.
+// Per active position, in lanes; lanes past the end give dZ = 0.
 struct PositionGradients {
   float* lse;
   float* grad_prob;
   float* grad_plogp;
   float* grad_sum;
 
-  void plan(Arena& arena) {
-    lse = arena.take<float>(kSuperblock);
-    grad_prob = arena.take<float>(kSuperblock);
-    grad_plogp = arena.take<float>(kSuperblock);
-    grad_sum = arena.take<float>(kSuperblock);
+  void plan(Arena& arena, int64_t padded_active) {
+    lse = arena.take<float>(padded_active);
+    grad_prob = arena.take<float>(padded_active);
+    grad_plogp = arena.take<float>(padded_active);
+    grad_sum = arena.take<float>(padded_active);
   }
-  void load(const LinearLogprobsBackwardParams& params, const Superblock& superblock) {
-    for (int64_t i = 0; i < kSuperblock; ++i) {
-      const bool present = i < superblock.count;
-      const int64_t position = present ? params.active_positions[superblock.first + i] : 0;
+  void load(const LinearLogprobsBackwardParams& params, int64_t padded_active) const {
+    for (int64_t i = 0; i < padded_active; ++i) {
+      const bool present = i < params.num_active;
+      const int64_t position = present ? params.active_positions[i] : 0;
       lse[i] = present ? params.lse[position] : __builtin_inff();
       grad_prob[i] = present ? params.grad_prob[position] : 0.0f;
       grad_plogp[i] = present && params.grad_plogp != nullptr ? params.grad_plogp[position] : 0.0f;
       grad_sum[i] = present && params.grad_sum != nullptr ? params.grad_sum[position] : 0.0f;
     }
   }
+  PositionGradients from(int64_t active) const {
+    return {lse + active, grad_prob + active, grad_plogp + active, grad_sum + active};
+  }
 };
 
 // Where the gradient of one tile goes.
 struct GradientTarget {
-  const IndexBuckets::Entry* first_index;
-  const IndexBuckets::Entry* last_index;
+  IndexBuckets::Range indices;
   int64_t panel;
   int64_t vocab_tile;  // in its vocabulary block
   int64_t vocab_row;   // of the tile's first row
@@ -166,7 +189,7 @@ class TileGradient : public WovenWork<TileGradient<Engine>, GradientTarget> {
   }
 
   void add_indices(float* tile, const GradientTarget& target) {
-    for (const IndexBuckets::Entry* entry = target.first_index; entry != target.last_index; ++entry) {
+    for (const IndexBuckets::Entry* entry = target.indices.first; entry != target.indices.last; ++entry) {
       const int64_t at = params_.active_positions[entry->active] * params_.num_indices + entry->k;
       tile[entry->cell] += params_.grad_logits[at] * transform_.slope(params_.logits[at]);
     }
@@ -189,8 +212,8 @@ class TileGradient : public WovenWork<TileGradient<Engine>, GradientTarget> {
 
   const LinearLogprobsBackwardParams& params_;
   LogitTransform transform_;
-  const PositionGradients& positions_;
-  const GradientBlock<Engine>& block_;
+  PositionGradients positions_;  // from the superblock's first
+  GradientBlock<Engine> block_;
   bool filters_, uniform_inside_;
 };
 

@@ -78,7 +78,7 @@ class VocabRows {
   int64_t stride_ = 0;
 };
 
-// Where indices[t, k] lie, sorted by tile: the sweep reads or changes those logits as it passes.
+// Where indices[t, k] lie, sorted by vocabulary tile and position: a sweep reads or changes those logits as it passes.
 class IndexBuckets {
  public:
   struct Entry {
@@ -86,45 +86,60 @@ class IndexBuckets {
     int32_t active;  // active position
     int32_t k;
   };
+  struct Range {
+    const Entry* first;
+    const Entry* last;
+    bool empty() const { return first == last; }
+  };
 
   void plan(Arena& arena, const LinearLogitsParams& params) {
     num_tiles_ = ceil_div(params.vocab_size, kBlock);
-    starts_ = arena.take<int32_t>(num_tiles_ * kPanelsPerSuperblock + 1);
-    entries_ = arena.take<Entry>(min(kSuperblock, params.num_active) * params.num_indices);
+    starts_ = arena.take<int64_t>(num_tiles_ + 1);
+    entries_ = arena.take<Entry>(params.num_active * params.num_indices);
   }
 
-  void build(const LinearLogitsParams& params, const Superblock& superblock) {
-    const int64_t num_buckets = num_tiles_ * kPanelsPerSuperblock;
-    for (int64_t i = 0; i <= num_buckets; ++i) starts_[i] = 0;
-    for_each_index(params, superblock, [&](int64_t bucket, Entry) { ++starts_[bucket]; });
-    int32_t end = 0;
-    for (int64_t i = 0; i <= num_buckets; ++i) starts_[i] = end += starts_[i];
-    // Filling from the back leaves each start where its bucket begins, entries in the order of positions.
-    for_each_index(params, superblock, [&](int64_t bucket, Entry entry) { entries_[--starts_[bucket]] = entry; });
+  void build(const LinearLogitsParams& params) {
+    for (int64_t i = 0; i <= num_tiles_; ++i) starts_[i] = 0;
+    for_each_index_backwards(params, [&](int64_t tile, Entry) { ++starts_[tile]; });
+    int64_t end = 0;
+    for (int64_t i = 0; i <= num_tiles_; ++i) starts_[i] = end += starts_[i];
+    // Filling from the back leaves each start where its tile begins, entries in the order of positions.
+    for_each_index_backwards(params, [&](int64_t tile, Entry entry) { entries_[--starts_[tile]] = entry; });
   }
-  const Entry* begin(int64_t tile, int64_t panel) const {
-    return entries_ + starts_[tile * kPanelsPerSuperblock + panel];
-  }
-  const Entry* end(int64_t tile, int64_t panel) const {
-    return entries_ + starts_[tile * kPanelsPerSuperblock + panel + 1];
+
+  // The entries in vocabulary tile `tile` of the active positions [first_active, first_active + 32).
+  Range in_panel(int64_t tile, int64_t first_active) const {
+    return {from_active(tile, first_active), from_active(tile, first_active + kBlock)};
   }
 
  private:
   template <class Visit>
-  static void for_each_index(const LinearLogitsParams& params, const Superblock& superblock, Visit&& visit) {
-    for (int64_t i = superblock.count - 1; i >= 0; --i) {
-      const int64_t position = params.active_positions[superblock.first + i];
+  static void for_each_index_backwards(const LinearLogitsParams& params, Visit&& visit) {
+    for (int64_t i = params.num_active - 1; i >= 0; --i) {
+      const int64_t position = params.active_positions[i];
       for (int64_t k = params.num_indices - 1; k >= 0; --k) {
         const int64_t row = params.indices[position * params.num_indices + k];
-        const int64_t bucket = row / kBlock * kPanelsPerSuperblock + i / kBlock;
-        visit(bucket, Entry{static_cast<int32_t>(row % kBlock * kBlock + i % kBlock),
-                            static_cast<int32_t>(superblock.first + i), static_cast<int32_t>(k)});
+        visit(row / kBlock, Entry{static_cast<int32_t>(row % kBlock * kBlock + i % kBlock), static_cast<int32_t>(i),
+                                  static_cast<int32_t>(k)});
       }
     }
   }
+  // The first entry of a tile at or past an active position.
+  const Entry* from_active(int64_t tile, int64_t active) const {
+    int64_t low = starts_[tile], high = starts_[tile + 1];
+    while (low < high) {
+      const int64_t middle = low + (high - low) / 2;
+      if (entries_[middle].active < active) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return entries_ + low;
+  }
 
   int64_t num_tiles_ = 0;
-  int32_t* starts_ = nullptr;
+  int64_t* starts_ = nullptr;  // [tiles + 1]
   Entry* entries_ = nullptr;
 };
 

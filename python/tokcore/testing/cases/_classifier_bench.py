@@ -170,12 +170,11 @@ def loss_variants() -> tuple[Variant, ...]:
         _training(CHUNKED, _torch_chunked, unavailable=_no_torch_op, slow=True),
         _training(COMPILED, _torch_compiled, unavailable=_no_torch_op),
         _training(CUT, _cut, unavailable=_no_cut_cross_entropy),
-        _training("tokcore exact", _tokcore_loss(filter_eps=None, strategy="recompute"), 8, peer=False),
-        _training(
-            "tokcore chunked", _tokcore_loss(filter_eps=None, strategy="chunked"), peer=False, unavailable=_no_chunked
-        ),
+        _training("tokcore exact", _tokcore_loss(**exact), peer=False),
+        _training("tokcore recompute", _tokcore_loss(**exact, strategy="recompute"), 8, peer=False),
+        _training("tokcore chunked", _tokcore_loss(**exact, strategy="chunked"), peer=False, unavailable=_no_chunked),
         _training("tokcore filtered", _tokcore_loss(filter_eps=2.0**-12), 8, peer=False),
-        _training("tokcore exact with entropy", _tokcore_loss(**entropy), 8, peer=False),
+        _training("tokcore exact with entropy", _tokcore_loss(**entropy), peer=False),
     )
 
 
