@@ -6,8 +6,8 @@
 
 namespace tokcore::cpu::TOKCORE_ISA {
 
-// Vocabulary rows whose dZ a worker has in memory at a time. Every block costs one read and write of the sums of grad_e;
-// both forms of its dZ fit into 2 MB of L2.
+// Vocabulary rows whose dZ a worker has in memory at a time. Every block costs one read and write of the sums of
+// grad_e; both forms of its dZ fit into 2 MB of L2.
 inline constexpr int64_t kGradientBlock = 256;
 inline constexpr int64_t kTilesPerBlock = kGradientBlock / kBlock;
 

@@ -73,8 +73,8 @@ struct VocabBlockSpace {
   WorkList work_list;
 
   void plan(Arena& arena, const LinearLogprobsBackwardParams& params, const BackwardShared<Engine>& shared) {
-    vocab_rows = arena.take<Operand>(
-        shared.recomputes ? VocabRows<Engine, T>::elements(kGradientBlock, params.hidden_size) : 0);
+    vocab_rows =
+        arena.take<Operand>(shared.recomputes ? VocabRows<Engine, T>::elements(kGradientBlock, params.hidden_size) : 0);
     columns_of_c = arena.take<Operand>(shared.wants_e ? kGradientBlock * shared.padded_size : 0);
     grad_c = arena.take<float>(shared.wants_c && shared.num_superblocks > 1 ? kGradientBlock * shared.padded_size : 0);
     grad_bias = arena.take<float>(params.grad_bias != nullptr ? kPanelsPerSuperblock * kGradientBlock : 0);
