@@ -159,19 +159,30 @@ class TileStatistics : public WovenWork<TileStatistics, StatisticsTarget> {
     const int lanes = target.lanes - i * Vec::kLanes;
     if (lanes <= 0) return;
     const uint32_t present = lanes >= Vec::kLanes ? ~0u : (1u << lanes) - 1;
-    const uint32_t reached = not_less(maximum_[i], Vec::load(thresholds)).to_bits() | is_nan(state_[i].sum).to_bits();
+    const uint32_t has_nan = is_nan(state_[i].sum).to_bits();
+    const uint32_t reached = not_less(maximum_[i], Vec::load(thresholds)).to_bits() | has_nan;
     if ((reached & present) == 0) return;
-    for (int r = 0; r < target.rows; ++r) {
+    // Most rows hold no candidate: four are looked at together, by their maximum, which a NaN must not hide.
+    constexpr int kTogether = 4;
+    const Vec threshold = Vec::load(thresholds);
+    for (int r = 0; r < target.rows; r += kTogether) {
       const float* cells = row(r) + i * Vec::kLanes;
-      uint32_t candidates = not_less(Vec::load(cells), Vec::load(thresholds)).to_bits() & reached & present;
-      for (; candidates != 0; candidates &= candidates - 1) {
-        const int lane = __builtin_ctz(candidates);
-        RankKey* keys = target.top.keys + (at + lane) * params_.topk;
-        insert_ranked(keys, params_.topk, rank_key(cells[lane], static_cast<uint32_t>(target.vocab_row + r)));
-        const RankKey last = keys[params_.topk - 1];
-        if (last != 0) target.top.raise_threshold(at + lane, value_of(last));
+      const Vec a = Vec::load(cells), b = Vec::load(cells + kBlock);
+      const Vec c = Vec::load(cells + 2 * kBlock), d = Vec::load(cells + 3 * kBlock);
+      const uint32_t any = not_less(max(max(a, b), max(c, d)), threshold).to_bits() | has_nan;
+      if ((any & reached & present) == 0) continue;
+      for (int next = r; next < min(r + kTogether, target.rows); ++next) {
+        const float* values = row(next) + i * Vec::kLanes;
+        uint32_t candidates = not_less(Vec::load(values), Vec::load(thresholds)).to_bits() & reached & present;
+        for (; candidates != 0; candidates &= candidates - 1) rank(target, at, values, next, __builtin_ctz(candidates));
       }
     }
+  }
+  void rank(const StatisticsTarget& target, int64_t at, const float* values, int r, int lane) {
+    RankKey* keys = target.top.keys + (at + lane) * params_.topk;
+    insert_ranked(keys, params_.topk, rank_key(values[lane], static_cast<uint32_t>(target.vocab_row + r)));
+    const RankKey last = keys[params_.topk - 1];
+    if (last != 0) target.top.raise_threshold(at + lane, value_of(last));
   }
 
   const LinearLogprobsForwardParams& params_;

@@ -5,7 +5,8 @@ import toy
 
 from tokcore.cli.bench.goals import check, judge
 from tokcore.cli.bench.results import CaseResult, Missing, Row
-from tokcore.testing.table import Goal
+from tokcore.testing.memory import PeakMemory
+from tokcore.testing.table import Goal, MemoryGoal
 from tokcore.testing.timing import summarize
 
 CASE = toy.TABLE.cases[0]
@@ -56,3 +57,23 @@ def test_check_needs_a_measured_goal_and_no_short_one() -> None:
     problem = check([measured])
     assert problem is not None
     assert "own 2x peer, goal 3x" in problem
+
+
+@pytest.mark.parametrize(
+    ("quantity", "limit", "verdict"),
+    [
+        ("share_of_logits", 0.1, "pass"),
+        ("share_of_logits", 0.09, "fall short"),
+        ("times_lower_bound", 2.0, "pass"),
+        ("times_lower_bound", 1.9, "fall short"),
+    ],
+)
+def test_memory_goals_bound_what_fresh_processes_needed(quantity: str, limit: float, verdict: str) -> None:
+    wanted = [MemoryGoal(CASE.name, "forward", "own", quantity, limit)]
+    measured = result(own={0: 1.0})
+    (judged,) = judge(wanted, measured)
+    assert judged.verdict == "not measured"
+    measured.rows[0].memory = PeakMemory(peak=200, results=100, lower_bound=100, logits=1000)
+    measured.goals = judge(wanted, measured)
+    assert [goal.verdict for goal in measured.goals] == [verdict]
+    assert (check([measured]) is None) == (verdict == "pass")

@@ -33,9 +33,12 @@ inline float value_of(RankKey key) {
 // keys: descending, k of them, 0 where nothing came yet.
 inline void insert_ranked(RankKey* keys, int64_t k, RankKey key) {
   if (key <= keys[k - 1]) return;
-  int64_t i = k - 1;
-  for (; i > 0 && keys[i - 1] < key; --i) keys[i] = keys[i - 1];
-  keys[i] = key;
+  // Without a branch on where the key belongs, which nobody can predict.
+  for (int64_t i = k - 1; i > 0; --i) {
+    const RankKey above = keys[i - 1] < key ? keys[i - 1] : key;
+    keys[i] = keys[i] < above ? above : keys[i];
+  }
+  keys[0] = keys[0] < key ? key : keys[0];
 }
 
 }  // namespace tokcore::cpu::TOKCORE_ISA

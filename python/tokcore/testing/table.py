@@ -56,6 +56,21 @@ class Goal:
 
 
 @dataclass(frozen=True)
+class MemoryGoal:
+    """``variant`` shall need at most ``limit`` times ``quantity`` on ``case``: see ``tokcore bench --memory``.
+
+    Quantities: ``"share_of_logits"`` (memory beyond inputs and results, over the logits' bytes) and
+    ``"times_lower_bound"`` (all memory beyond the inputs, over the bytes of the results).
+    """
+
+    case: str
+    measure: str
+    variant: str
+    quantity: str
+    limit: float
+
+
+@dataclass(frozen=True)
 class OpTable:
     """Everything that tests, bench, verify and the support table need to know of one op."""
 
@@ -66,7 +81,7 @@ class OpTable:
     reference: Callable[[Inputs], Outputs]  # fp64, plain PyTorch: the specification
     composition: Callable[[Inputs], Outputs]  # what PyTorch gives in the same dtype: sets the tolerance
     variants: tuple[Variant, ...] = ()
-    goals: tuple[Goal, ...] = ()
+    goals: tuple[Goal | MemoryGoal, ...] = ()
     support: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # option -> {"cpu": "yes", "cuda": "no: …"}
 
     def case(self, name: str) -> Case:

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tokcore.cli.bench.results import CaseResult, GoalResult
-from tokcore.testing.table import Goal
+from tokcore.cli.bench.results import CaseResult, GoalResult, MemoryGoalResult
+from tokcore.testing.table import Goal, MemoryGoal
 from tokcore.testing.timing import paired_ratio
 
 
-def judge(goals: Iterable[Goal], result: CaseResult) -> list[GoalResult]:
-    """The goals of this case and measure, each with the ratio that its two sides' common rounds gave."""
-    return [_judge(goal, result) for goal in goals if goal.case == result.case.name and goal.measure == result.measure]
+def judge(goals: Iterable[Goal | MemoryGoal], result: CaseResult) -> list[GoalResult | MemoryGoalResult]:
+    """The goals of this case and measure: ratios from the two sides' common rounds, memory from fresh processes."""
+    return [
+        _judge_memory(goal, result) if isinstance(goal, MemoryGoal) else _judge(goal, result)
+        for goal in goals
+        if goal.case == result.case.name and goal.measure == result.measure
+    ]
+
+
+def _judge_memory(goal: MemoryGoal, result: CaseResult) -> MemoryGoalResult:
+    found = [row.memory for row in result.rows if row.variant == goal.variant and row.memory is not None]
+    measured = getattr(found[0], goal.quantity) if found else None
+    return MemoryGoalResult(goal.variant, goal.quantity, goal.limit, measured)
 
 
 def _judge(goal: Goal, result: CaseResult) -> GoalResult:
@@ -30,10 +40,16 @@ def check(results: Iterable[CaseResult]) -> str | None:
     """None when every measured goal passes and there is one, else what is wrong, in one line."""
     judged = [(result, goal) for result in results for goal in result.goals if goal.measured is not None]
     short = [
-        f"{result.case.name} {result.measure}: {goal.variant} {goal.measured:.3g}x {goal.peer}, goal {goal.ratio:.3g}x"
+        f"{result.case.name} {result.measure}: {_shortfall(goal)}"
         for result, goal in judged
         if goal.verdict == "fall short"
     ]
     if short:
         return "goals fall short: " + "; ".join(short)
     return None if judged else "no goal was measured"
+
+
+def _shortfall(goal: GoalResult | MemoryGoalResult) -> str:
+    if isinstance(goal, MemoryGoalResult):
+        return f"{goal.variant} {goal.quantity} {goal.measured:.3g}, goal {goal.limit:.3g}"
+    return f"{goal.variant} {goal.measured:.3g}x {goal.peer}, goal {goal.ratio:.3g}x"

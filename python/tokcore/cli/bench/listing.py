@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tokcore.testing.table import OpTable
+from tokcore.testing.table import Goal, MemoryGoal, OpTable
 
 
 def print_listing(out: Console, table: OpTable) -> None:
@@ -25,10 +25,14 @@ def print_listing(out: Console, table: OpTable) -> None:
     out.print(variants)
     if not table.goals:
         return
-    goals = Table("case", "measure", "variant", "peer", "ratio", "stretch", title="goals", title_justify="left")
+    goals = Table("case", "measure", "variant", "goal", title="goals", title_justify="left")
     for goal in table.goals:
-        stretch = "" if goal.stretch is None else f"{goal.stretch:g}×"
-        goals.add_row(
-            escape(goal.case), goal.measure, escape(goal.variant), escape(goal.peer), f"{goal.ratio:.3g}×", stretch
-        )
+        goals.add_row(escape(goal.case), goal.measure, escape(goal.variant), escape(_wanted(goal)))
     out.print(goals)
+
+
+def _wanted(goal: Goal | MemoryGoal) -> str:
+    if isinstance(goal, MemoryGoal):
+        return f"{goal.quantity} ≤ {goal.limit:g}"
+    stretch = "" if goal.stretch is None else f", stretch {goal.stretch:g}×"
+    return f"≥ {goal.ratio:.3g}× {goal.peer}{stretch}"

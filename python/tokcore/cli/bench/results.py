@@ -101,6 +101,23 @@ class GoalResult:
         return "pass (stretch)" if self.stretch is not None and self.measured >= self.stretch else "pass"
 
 
+@dataclass(frozen=True)
+class MemoryGoalResult:
+    """A bound on memory beside what was measured; ``measured`` is None without a measurement."""
+
+    variant: str
+    quantity: str
+    limit: float
+    measured: float | None
+
+    @property
+    def verdict(self) -> str:
+        """ "pass", "fall short" or "not measured"."""
+        if self.measured is None:
+            return "not measured"
+        return "pass" if self.measured <= self.limit else "fall short"
+
+
 @dataclass
 class CaseResult:
     """All rows of one case and measure; ``baseline`` is the peer that speed-ups refer to."""
@@ -110,7 +127,7 @@ class CaseResult:
     baseline: str | None = None
     rows: list[Row] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
-    goals: list[GoalResult] = field(default_factory=list)
+    goals: list[GoalResult | MemoryGoalResult] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The case with its rows, goals and missing variants."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tokcore.cli.bench.results import CaseResult, GoalResult, Row
+from tokcore.cli.bench.results import CaseResult, GoalResult, MemoryGoalResult, Row
 from tokcore.testing.peaks import KINDS, Peaks
 
 _OF_LOGITS, _OF_BOUND = "of logits", "× lower bound"
+_QUANTITIES: dict[str, Callable[[float], str]] = {
+    "share_of_logits": lambda value: f"{value:.3g} × {_OF_LOGITS.removeprefix('of ')}",
+    "times_lower_bound": lambda value: f"{value:.3g} {_OF_BOUND}",
+}
 _STYLES = {"pass": "green", "pass (stretch)": "bold green", "fall short": "bold red", "not measured": "yellow"}
 
 
@@ -36,8 +42,13 @@ def megabytes(size: float) -> str:
     return f"{size / 2**20:.1f} MiB"
 
 
-def goal_text(goal: GoalResult) -> str:
+def goal_text(goal: GoalResult | MemoryGoalResult) -> str:
     """The goal, what came, and the verdict, as rich markup."""
+    if isinstance(goal, MemoryGoalResult):
+        show = _QUANTITIES[goal.quantity]
+        came = f"{show(goal.measured)} " if goal.measured is not None else ""
+        why = "" if goal.measured is not None else " (needs --memory)"
+        return escape(f"≤ {show(goal.limit)}: {came}") + f"[{_STYLES[goal.verdict]}]{goal.verdict}[/]{escape(why)}"
     stretch = f", stretch {goal.stretch:g}×" if goal.stretch is not None else ""
     came = f"{goal.measured:.2f}× " if goal.measured is not None else ""
     why = f" ({goal.reason})" if goal.reason is not None else ""

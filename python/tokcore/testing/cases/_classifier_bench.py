@@ -15,7 +15,7 @@ from torch import Tensor
 
 import tokcore
 from tokcore.testing.cases._classifier import DTYPES
-from tokcore.testing.table import Case, Goal, Inputs, Variant
+from tokcore.testing.table import Case, Goal, Inputs, MemoryGoal, Variant
 
 FORWARD, TRAINING = "forward", "forward+backward"
 MAIN = "T=1024,C=1024,V=32768"
@@ -178,7 +178,7 @@ def loss_variants() -> tuple[Variant, ...]:
     )
 
 
-def loss_goals() -> tuple[Goal, ...]:
+def loss_goals() -> tuple[Goal | MemoryGoal, ...]:
     """The CPU rows of the goals."""
     bf16, fp32, peaked = f"{MAIN},bf16", f"{MAIN},fp32", f"{MAIN},peaked,bf16"
     return (
@@ -188,6 +188,9 @@ def loss_goals() -> tuple[Goal, ...]:
         Goal(bf16, TRAINING, "tokcore exact", CHUNKED, 8.0),
         Goal(peaked, TRAINING, "tokcore filtered", EAGER, 4.0),
         Goal(fp32, TRAINING, "tokcore exact", EAGER, 1.1),
+        MemoryGoal(bf16, FORWARD, "tokcore forward", "share_of_logits", 0.03),
+        MemoryGoal(bf16, TRAINING, "tokcore exact", "share_of_logits", 0.03),
+        MemoryGoal("T=1024,C=512,V=256000,bf16", TRAINING, "tokcore exact", "times_lower_bound", 1.2),
     )
 
 
