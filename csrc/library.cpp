@@ -7,6 +7,10 @@ STABLE_TORCH_LIBRARY(tokcore, m) {
   m.def("cpu_isa() -> str");
   m.def("cpu_isa_levels() -> str[]");
 
+  // Each GPU as "name=…; capability=9.0; …", and the versions of the CUDA runtime and driver. In the CUDA library.
+  m.def("cuda_devices() -> str[]");
+  m.def("cuda_versions() -> str[]");
+
   // FLOP/s, OP/s or bytes/s this machine reaches at most: kind is fma_fp32, amx_bf16, amx_int8 or read.
   m.def("measure_peak(str kind, float seconds) -> float");
 

@@ -25,4 +25,18 @@ inline constexpr DType kDTypeOf<Float16> = DType::kFloat16;
 
 constexpr size_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
+// Calls work(element) with an element of the C++ type that `dtype` names.
+template <class Work>
+auto with_dtype(DType dtype, Work&& work) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return work(float{});
+    case DType::kBFloat16:
+      return work(BFloat16{});
+    case DType::kFloat16:
+      return work(Float16{});
+  }
+  __builtin_unreachable();
+}
+
 }  // namespace tokcore
