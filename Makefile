@@ -20,16 +20,18 @@ RESULTS ?= $(BUILD)/bench
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 DEMO_ARGS ?=
+GPU_CHECK_OUT ?= $(BUILD)/gpu-check
+GPU_CHECK_ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP_DEPS := $(VENV)/.stamp-deps
 STAMP_EDITABLE := $(VENV)/.stamp-editable
 CXX_SOURCES = $(shell find csrc include bench/cpp tests -type f -regex '.*\.\(h\|hpp\|cc\|cpp\|cu\|cuh\)' 2>/dev/null)
 
-.PHONY: help env build demo test bench benchcpp lint format wheel docs cuda clean distclean
+.PHONY: help env build everything demo test bench benchcpp lint format wheel docs cuda sass gpu-check clean distclean
 
 help: ## this list
-	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
 
 # ---- environment ----------------------------------------------------------------------------------------------------
 
@@ -37,10 +39,10 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and f"tokcore needs Python >= 3.10, this is {sys.version}")'
 	$(PYTHON) -m venv $(VENV)
 
-$(STAMP_DEPS): requirements-dev.txt requirements-peers.txt | $(BIN)/python
+$(STAMP_DEPS): requirements-dev.txt requirements-peers.txt requirements-cuda.txt | $(BIN)/python
 	@echo "Installing requirements-dev.txt into $(VENV) (once; torch alone is some hundred megabytes)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-peers.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-peers.txt -r requirements-cuda.txt
 	@touch $@
 
 # Metadata and the `tokcore` command only: the package itself is imported from python/, where `build` puts the library.
@@ -55,12 +57,21 @@ env: $(STAMP_EDITABLE) ## the virtual environment with everything in it
 
 # ---- library --------------------------------------------------------------------------------------------------------
 
+# Where nvcc 13 is found, the whole build holds the CUDA library; without it CMake says what is missing and goes on.
 $(BUILD)/build.ninja: CMakeLists.txt $(STAMP_DEPS)
 	$(BIN)/cmake -S . -B $(BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DCMAKE_BUILD_TYPE=Release \
 	    -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DTOKCORE_TESTING=ON -DCMAKE_INSTALL_MESSAGE=LAZY
 	@touch $@
 
-build: $(BUILD)/build.ninja $(STAMP_EDITABLE) ## the library, placed into python/tokcore
+build: $(BUILD)/build.ninja $(STAMP_EDITABLE) ## the CPU library, placed into python/tokcore
+	$(BIN)/cmake --build $(BUILD) --target tokcore_cpu
+	@$(BIN)/cmake --install $(BUILD) --prefix python --component tokcore_cpu
+
+cuda: $(BUILD)/build.ninja $(STAMP_EDITABLE) ## the CUDA library, placed beside it: needs nvcc 13, no GPU
+	$(BIN)/cmake --build $(BUILD) --target tokcore_cuda
+	@$(BIN)/cmake --install $(BUILD) --prefix python --component tokcore_cuda
+
+everything: $(BUILD)/build.ninja $(STAMP_EDITABLE)
 	$(BIN)/cmake --build $(BUILD)
 	@$(BIN)/cmake --install $(BUILD) --prefix python
 
@@ -69,7 +80,7 @@ build: $(BUILD)/build.ninja $(STAMP_EDITABLE) ## the library, placed into python
 demo: build ## train a small language model with tokcore's loss, score held-out text (QUICK=1: ninety seconds)
 	$(BIN)/tokcore demo $(if $(QUICK),--quick) $(DEMO_ARGS)
 
-test: build ## the whole suite
+test: everything ## the whole suite; with nvcc every CUDA target is compiled too
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 bench: build ## time one op beside its peers: OP=..., BENCH_ARGS=..., results under RESULTS=build/bench
@@ -96,14 +107,17 @@ wheel: $(STAMP_DEPS) ## dist/tokcore-*-py3-none-linux_x86_64.whl
 	@rm -f dist/tokcore-*.whl
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir dist .
 	@ls -l dist/tokcore-*.whl
+	@$(BIN)/python -m zipfile -l dist/tokcore-*.whl | grep -o 'tokcore/lib[a-z_]*\.so'
+	@if [ -s build/wheel/cuda_missing.txt ]; then echo "without the CUDA library: $$(cat build/wheel/cuda_missing.txt)"; fi
 
 docs: build ## docs/support.md, generated from the case tables
 	$(BIN)/python -m tokcore.cli.support docs/support.md
 
-cuda: ## the CUDA library
-	@echo "make cuda: this version has no CUDA source, so there is nothing to compile; every op runs on the CPU." >&2
-	@echo "A CUDA library will need nvcc 13 and the CUTLASS 4.2 headers (third_party/README.md), and no GPU to build." >&2
-	@exit 1
+sass: cuda ## docs/cuda-kernels.md: registers, shared memory and instructions of every kernel; fails on local memory
+	$(BIN)/python -m tokcore.testing.sass --library python/tokcore/libtokcore_cuda.so --write docs/cuda-kernels.md
+
+gpu-check: ## on a machine with a GPU: verify, check and time everything there, results under GPU_CHECK_OUT=build/gpu-check
+	$(PYTHON) scripts/gpu_check.py --out $(GPU_CHECK_OUT) $(GPU_CHECK_ARGS)
 
 clean: ## remove what was built; the environment stays
 	rm -rf $(BUILD) dist python/tokcore/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

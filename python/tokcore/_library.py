@@ -6,6 +6,7 @@ file. Importing this module loads them once; :data:`loaded` says for each its pa
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ def _load(name: str) -> None:
     try:
         torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
     except OSError as error:
-        loaded[name] = f"not loaded: {error}"
+        loaded[name] = f"not loaded: {error.__cause__ or error}"  # torch puts the loader's words into the cause
         return
     loaded[name] = str(path)
     available.add(name)
@@ -40,6 +41,10 @@ def _load_all() -> None:
         _load("tokcore_cpu")
     if "tokcore_cpu" not in available:
         raise ImportError(f"tokcore: no CPU kernels ({loaded['tokcore_cpu']}); install the wheel of tokcore")
+    _load_cuda()
+
+
+def _load_cuda() -> None:
     if torch.version.cuda is None:
         loaded["tokcore_cuda"] = f"not loaded: torch {torch.__version__} is built without CUDA"
     else:
@@ -49,6 +54,31 @@ def _load_all() -> None:
 def devices() -> tuple[str, ...]:
     """The device types whose tensors the operators take."""
     return ("cpu", "cuda") if "tokcore_cuda" in available else ("cpu",)
+
+
+def devices_text(got: str) -> str:
+    """:func:`devices` for an error text; where ``got`` is ``"cuda"``, with the reason why that is not among them."""
+    text = " or ".join(devices())
+    if got != "cuda" or "cuda" in devices():
+        return text
+    return f"{text} (cuda needs the library tokcore_cuda, which is {loaded['tokcore_cuda']})"
+
+
+def cuda_devices() -> list[dict[str, str]]:
+    """Each GPU that the CUDA library sees: name, capability, kernels, multiprocessors, memory_bytes, …"""
+    if "tokcore_cuda" not in available:
+        return []
+    return [dict(_pairs(line.split("; "))) for line in torch.ops.tokcore.cuda_devices()]
+
+
+def cuda_versions() -> dict[str, str]:
+    """The versions of the CUDA runtime in the library and of what the driver offers; empty without the library."""
+    return dict(_pairs(torch.ops.tokcore.cuda_versions())) if "tokcore_cuda" in available else {}
+
+
+def _pairs(items: Iterable[str]) -> list[tuple[str, str]]:
+    split = (item.partition("=") for item in items)
+    return [(key, value) for key, _, value in split]
 
 
 def cpu_isa() -> str:

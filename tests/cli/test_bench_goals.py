@@ -6,7 +6,7 @@ import toy
 from tokcore.cli.bench.goals import check, judge
 from tokcore.cli.bench.results import CaseResult, Missing, Row
 from tokcore.testing.memory import PeakMemory
-from tokcore.testing.table import Goal, MemoryGoal
+from tokcore.testing.table import Goal, MemoryGoal, TimeGoal
 from tokcore.testing.timing import summarize
 
 CASE = toy.TABLE.cases[0]
@@ -77,3 +77,32 @@ def test_memory_goals_bound_what_fresh_processes_needed(quantity: str, limit: fl
     measured.goals = judge(wanted, measured)
     assert [goal.verdict for goal in measured.goals] == [verdict]
     assert (check([measured]) is None) == (verdict == "pass")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "stretch", "verdict"), [(2.0, None, "pass"), (2.0, 1.5, "pass (stretch)"), (0.9, 0.5, "fall short")]
+)
+def test_time_goals_bound_the_median_on_their_device(seconds: float, stretch: float | None, verdict: str) -> None:
+    wanted = [TimeGoal(CASE.name, "forward", "own", "a GPU", seconds, stretch)]
+    measured = result(own={0: 1.0, 1: 1.0, 2: 9.0})
+    assert judge(wanted, measured, "a GPU") == []  # this is a result of the CPU
+    measured.backend = "cuda"
+    (judged,) = judge(wanted, measured, "a GPU")
+    assert (judged.measured, judged.verdict) == (1.0, verdict)
+    measured.goals = [judged]
+    problem = check([measured])
+    assert (problem is None) == (verdict != "fall short")
+    assert problem is None or "own 1e+03 ms, goal 900 ms" in problem
+    (elsewhere,) = judge(wanted, measured, "another GPU")
+    assert (elsewhere.verdict, elsewhere.reason) == ("not measured", "the GPU here is called another GPU")
+
+
+def test_a_goal_of_one_backend_is_not_judged_on_another() -> None:
+    measured = result(own={0: 1.0}, peer={0: 2.0})
+    wanted = [
+        Goal(CASE.name, "forward", "own", "peer", 1.0),
+        Goal(CASE.name, "forward", "own", "peer", 3.0, backend="cuda"),
+    ]
+    assert [goal.verdict for goal in judge(wanted, measured)] == ["pass"]
+    measured.backend = "cuda"
+    assert [goal.verdict for goal in judge(wanted, measured)] == ["fall short"]

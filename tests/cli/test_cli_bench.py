@@ -128,7 +128,7 @@ def test_list_runs_nothing(invoke: Invoke) -> None:
         (("--op", "toy", "--case", "big"), "unknown case 'big'; known: small,fp32, wide,bf16"),
         (("--op", "toy", "--measure", "sideways"), "unknown measure 'sideways'; known: forward, forward+backward"),
         (("--op", "toy", "--against", "torch,jax"), "unknown peer 'jax'; known: torch, absent, broken"),
-        (("--op", "toy", "--backend", "abacus"), "unknown backend 'abacus'; known: cpu"),
+        (("--op", "toy", "--backend", "abacus"), "unknown backend 'abacus'; known: cpu, cuda"),
     ],
 )
 def test_bad_names_end_in_one_line_and_exit_code_two(invoke: Invoke, words: tuple[str, ...], message: str) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from tokcore.testing.peaks import Peaks
+from tokcore.testing.peaks import CUDA_KINDS, Peaks
 
 
 def test_the_best_measurement_stays_and_lacking_units_are_absent() -> None:
@@ -15,6 +15,14 @@ def test_the_best_measurement_stays_and_lacking_units_are_absent() -> None:
     assert peaks.arithmetic(torch.float32) == ("fma_fp32", 2.0)
     assert peaks.arithmetic(torch.int8) is None
     assert peaks.bandwidth() == ("read", 6.0)
+
+
+def test_a_gpu_is_held_against_its_own_product_and_copy() -> None:
+    peaks = Peaks()
+    peaks.measure(CUDA_KINDS, probe=lambda kind, seconds: float(len(kind)))
+    assert peaks.arithmetic(torch.bfloat16) == ("matmul_bf16", 11.0)
+    assert peaks.arithmetic(torch.float32) == ("matmul_fp32", 11.0)
+    assert peaks.bandwidth() == ("copy", 4.0)
 
 
 def test_bf16_without_tiles_is_held_against_fma() -> None:

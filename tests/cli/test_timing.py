@@ -57,6 +57,29 @@ def test_a_slow_contestant_stops_when_it_alone_has_used_up_the_time() -> None:
     assert sorted(samples["slow"]) == [0]
 
 
+def test_after_the_limit_no_round_begins_however_few_there_were() -> None:
+    clock = Clock()
+    samples = interleave([clock.worker("a", 1.0)], 100.0, min_rounds=50, limit=7.0, clock=clock)
+    assert len(samples["a"]) == 4  # two seconds each, with the untimed calls
+    assert len(interleave([clock.worker("a", 9.0)], 0.0, min_rounds=50, limit=1.0, clock=clock)["a"]) == 1
+
+
+def test_a_contestant_that_is_not_paced_has_no_untimed_calls() -> None:
+    clock = Clock()
+    unpaced = Contestant("a", clock.worker("a", 1.0).calls, paced=False)
+    interleave([unpaced, clock.worker("b", 1.0)], 0.0, min_rounds=2, clock=clock)
+    assert "".join(clock.order) == "abb" + "bba"
+
+
+def test_a_stopwatch_replaces_the_clock() -> None:
+    clock = Clock()
+    samples = interleave(
+        [clock.worker("a", 1.0)], 0.0, min_rounds=2, clock=clock, seconds_of=lambda call: call() or 0.25
+    )
+    assert samples["a"] == {0: 0.25, 1: 0.25}
+    assert clock.now == 4.0
+
+
 def test_copies_are_taken_in_turn() -> None:
     used: list[int] = []
     copies = [lambda number=number: used.append(number) for number in range(3)]

@@ -1,4 +1,4 @@
-"""The wheel: one file for every Python, with one library inside, that works away from the tree with torch alone."""
+"""The wheel: one file for every Python, with the libraries inside, that works away from the tree with torch alone."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 INPUTS = ("CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml", "cmake", "csrc", "include", "python/tokcore")
-LIBRARY = "tokcore/libtokcore_cpu.so"
+CPU_LIBRARY, CUDA_LIBRARY = "tokcore/libtokcore_cpu.so", "tokcore/libtokcore_cuda.so"
 MAY_NEED = {
     "libtorch_cpu.so",
+    "libtorch_cuda.so",
     "libc10.so",
     "libgomp.so.1",
     "libstdc++.so.6",
@@ -72,7 +73,7 @@ def is_current(wheel: Path) -> bool:
 
 def packaged(wheel: Path) -> set[str]:
     with zipfile.ZipFile(wheel) as archive:
-        return {n for n in archive.namelist() if n.startswith("tokcore/") and n != LIBRARY}
+        return {n for n in archive.namelist() if n.startswith("tokcore/") and not n.endswith(".so")}
 
 
 def in_tree() -> set[str]:
@@ -108,10 +109,18 @@ def wheel() -> Path:
         return path
 
 
-@pytest.fixture(scope="session")
-def library(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def libraries(wheel: Path) -> list[str]:
+    """What the wheel should hold: the CUDA library unless its build was told that something for it is missing."""
+    missing = (ROOT / "build" / "wheel" / "cuda_missing.txt").read_text()
+    return [CPU_LIBRARY] if missing else [CPU_LIBRARY, CUDA_LIBRARY]
+
+
+@pytest.fixture(scope="session", params=[CPU_LIBRARY, CUDA_LIBRARY], ids=["cpu", "cuda"])
+def library(wheel: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    if request.param not in libraries(wheel):
+        pytest.skip((ROOT / "build" / "wheel" / "cuda_missing.txt").read_text())
     with zipfile.ZipFile(wheel) as archive:
-        return Path(archive.extract(LIBRARY, tmp_path_factory.mktemp("library")))
+        return Path(archive.extract(request.param, tmp_path_factory.mktemp("library")))
 
 
 def distributions(requirement: str) -> dict[str, importlib.metadata.Distribution]:
@@ -185,7 +194,7 @@ def test_contents(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert len(names) == len(set(names))
-    assert [n for n in names if ".so" in n] == [LIBRARY]
+    assert sorted(n for n in names if ".so" in n) == libraries(wheel)
     assert packaged(wheel) == in_tree()
     assert {"tokcore/__init__.py", "tokcore/py.typed"} <= set(names)
     others = {n for n in names if not n.startswith("tokcore/")}
@@ -222,6 +231,7 @@ def test_library_needs_torch_and_the_system_only(library: Path) -> None:
     dynamic = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
     needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic))
     assert "libtorch_cpu.so" in needed
+    assert ("libtorch_cuda.so" in needed) == ("cuda" in library.name)
     assert needed - MAY_NEED == set()
     assert not re.search(r"\((RPATH|RUNPATH)\)", dynamic)
 
@@ -243,6 +253,26 @@ def test_library_carries_no_build_path(library: Path) -> None:
 
 def test_works_away_from_the_tree(python: Path, tmp_path: Path) -> None:
     assert run(python, USE, tmp_path).startswith("used ")
+
+
+def test_without_cuda_in_torch_the_wheel_says_why_its_cuda_library_is_not_loaded(python: Path, tmp_path: Path) -> None:
+    code = "import torch; from tokcore import _library as l; print(torch.version.cuda); print(l.loaded['tokcore_cuda'])"
+    cuda, state = run(python, code, tmp_path).splitlines()
+    if cuda == "None":
+        assert re.fullmatch(r"not loaded: torch \S+ is built without CUDA", state)
+    else:
+        assert not state.startswith("not loaded")
+
+
+def test_the_gpu_check_takes_the_wheel_as_it_is(wheel: Path, python: Path, tmp_path: Path) -> None:
+    script = ROOT / "scripts" / "gpu_check.py"
+    command = [python, script, "--wheel", wheel, "--out", tmp_path, "--device", "cpu", "--stage", "machine"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "gpu-check: machine passed" in done.stdout
+    assert "library tokcore_cuda: " in done.stdout
+    assert {file.name for file in tmp_path.iterdir()} == {"gpu-check.json", "gpu-check.txt"}
 
 
 def test_version_is_the_same_everywhere(wheel: Path, python: Path, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from typing import NoReturn
 
 import typer
 
+from tokcore.testing import cuda
+from tokcore.testing.backend import Backend, find_backend
 from tokcore.testing.table import Case, OpTable
 from tokcore.testing.worker import TABLES, load_tables
 
@@ -63,6 +65,15 @@ def find_cases(table: OpTable, names: Sequence[str], tag: str) -> list[Case]:
         if not any(fnmatchcase(case.name, name) or case.name == name for case in table.cases):
             unknown("case", name, (case.name for case in table.cases))
     return [case for case in table.cases if any(fnmatchcase(case.name, name) or case.name == name for name in names)]
+
+
+def find_backends(text: str) -> list[Backend]:
+    """The backends in a comma-separated option; ends the command when one of them cannot run here."""
+    names = choose("backend", split_names(text), ("cpu", "cuda"))
+    reason = cuda.missing() if "cuda" in names else None
+    if reason is not None:
+        fail(f"backend cuda cannot run here: {reason}")
+    return [find_backend(name) for name in names]
 
 
 def split_names(text: str | None) -> list[str]:

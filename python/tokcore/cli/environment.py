@@ -55,6 +55,12 @@ def gpu_names() -> list[str]:
     return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
 
 
+def cuda() -> dict[str, Any]:
+    """What the CUDA library says of its runtime, the driver and each GPU; empty where it is not loaded."""
+    versions = _library.cuda_versions()
+    return {**versions, "devices": _library.cuda_devices()} if versions else {}
+
+
 def variables() -> dict[str, str]:
     """The TOKCORE_* environment variables that are set."""
     return {name: value for name, value in sorted(os.environ.items()) if name.startswith("TOKCORE_")}
@@ -74,6 +80,7 @@ def describe() -> dict[str, Any]:
         "isa_levels": list(_library.cpu_isa_levels()),
         "threads": torch.get_num_threads(),
         "gpus": gpu_names(),
+        "cuda": cuda(),
         "libraries": sorted(_library.available),
         "variables": variables(),
         "commit": git_commit(),
@@ -82,13 +89,14 @@ def describe() -> dict[str, Any]:
 
 
 def headline(environment: dict[str, Any]) -> str:
-    """The environment in two lines, for the head of a report."""
-    commit = environment["commit"]
+    """The environment in two lines, for the head of a report; a third one for the GPUs where there are any."""
+    commit, cuda = environment["commit"], environment["cuda"]
+    gpus = f"\n{' + '.join(environment['gpus'])} · CUDA {cuda['runtime']}, driver {cuda['driver']}" if cuda else ""
     return (
         f"{environment['cpu']} · {environment['cpu_count']} CPUs · level {environment['isa']}"
         f" · {environment['threads']} threads\n"
         f"tokcore {environment['tokcore']} · torch {environment['torch']} · python {environment['python']}"
-        f" · {'commit ' + commit[:12] + commit[40:] if commit else 'no commit'} · {environment['date']}"
+        f" · {'commit ' + commit[:12] + commit[40:] if commit else 'no commit'} · {environment['date']}{gpus}"
     )
 
 

@@ -48,6 +48,7 @@ def _print_environment(out: Console, document: dict[str, Any]) -> None:
         "instruction set": f"{document['isa']} (possible here: {levels})",
         "threads": str(document["threads"]),
         "GPUs": ", ".join(document["gpus"]) or "none seen by torch",
+        **_cuda_rows(document["cuda"]),
         "environment": ", ".join(f"{name}={value}" for name, value in document["variables"].items())
         or "no TOKCORE_* variable is set",
         **{f"library {name}": state for name, state in document["loaded"].items()},
@@ -57,6 +58,19 @@ def _print_environment(out: Console, document: dict[str, Any]) -> None:
     for name, value in rows.items():
         grid.add_row(f"[bold]{escape(name)}[/]", escape(value))
     out.print(grid)
+
+
+def _cuda_rows(cuda: dict[str, Any]) -> dict[str, str]:
+    if not cuda:
+        return {}
+    rows = {"CUDA": f"runtime {cuda['runtime']} in the library, driver offers {cuda['driver']}"}
+    for number, device in enumerate(cuda["devices"]):
+        memory = int(device["memory_bytes"]) / 2**30
+        rows[f"GPU {number}"] = (
+            f"{device['name']}, capability {device['capability']} (kernels: {device['kernels']}), "
+            f"{device['multiprocessors']} multiprocessors, {memory:.1f} GiB"
+        )
+    return rows
 
 
 def _print_support(out: Console, op: str, support: dict[str, dict[str, str]]) -> None:

@@ -16,7 +16,8 @@ from tokcore.testing.table import OpTable
 _HEAD = """# What is supported
 
 Generated from the case tables in `python/tokcore/testing/cases` by `python -m tokcore.cli.support docs/support.md`;
-`tokcore info --op NAME` prints the same. What is not supported raises and names what is.
+`tokcore info --op NAME` prints the same. What is not supported raises and names what is. The tests
+run the CPU kernels, and execute the CUDA kernels on the CPU ([cuda.md](cuda.md)); `make gpu-check` runs them on a GPU.
 """
 
 

@@ -1,9 +1,9 @@
-"""``tokcore verify``: every case of an op against its fp64 reference, at every instruction-set level here."""
+"""``tokcore verify``: every case of an op against its fp64 reference, at every instruction-set level and GPU here."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,14 +16,14 @@ from tokcore import _library
 from tokcore.cli import arguments, environment
 from tokcore.cli.bench.results import finite
 from tokcore.cli.console import Steps, output, write_text
-from tokcore.testing.worker import WorkerError, run_worker
-
-Result = dict[str, Any]  # one case at one level
+from tokcore.testing import cuda
+from tokcore.testing.verification import CUDA, Result, verify_at, worst_ratio
 
 
 def verify(
     op: Annotated[str | None, typer.Option(help="Which op; all by default.")] = None,
     case: Annotated[list[str] | None, typer.Option(help="Case name or shell pattern; repeatable; needs --op.")] = None,
+    backend: Annotated[str | None, typer.Option(help="cpu, cuda or both; by default all that can run here.")] = None,
     isa: Annotated[str, typer.Option(help="An instruction-set level, or 'all' that this machine has.")] = "all",
     seed: Annotated[int, typer.Option(help="Seed of the inputs.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every comparison to this file.")] = None,
@@ -38,9 +38,14 @@ def verify(
         for name, cases in work.items():
             typer.echo("\n".join(f"{name} {case_name}" for case_name in cases))
         return
-    levels = list(_library.cpu_isa_levels())
+    places = list(_library.cpu_isa_levels())
     if isa != "all":
-        levels = arguments.choose("instruction-set level of this machine", [isa], levels)
+        places = arguments.choose("instruction-set level of this machine", [isa], places)
+    if backend is not None:
+        names = [chosen.name for chosen in arguments.find_backends(backend)]
+        places = [*(places if "cpu" in names else []), *([CUDA] if CUDA in names else [])]
+    elif isa == "all" and cuda.missing() is None:
+        places.append(CUDA)
     arguments.check_writable(json_file)
     if not any(work.values()):
         arguments.fail("there is no case to verify", code=1)
@@ -48,11 +53,14 @@ def verify(
     out = output()
     out.print(escape(environment.headline(described)), soft_wrap=True)
     results: list[Result] = []
-    with Steps(out, len(levels) * sum(len(names) for names in work.values())) as steps:
+    with Steps(out, len(places) * sum(len(names) for names in work.values())) as steps:
         for name, cases in work.items():
-            for level in levels:
-                steps.begin(f"{name} at {level}: {len(cases)} cases")
-                results += verify_at(name, cases, level, seed, steps.end)
+            for place in places:
+                if place == CUDA and not arguments.find_table(name).runs_on(CUDA):
+                    out.print(f"[yellow]{escape(name)} has no CUDA kernel[/]", soft_wrap=True)
+                    continue
+                steps.begin(f"{name} at {place}: {len(cases)} cases")
+                results += verify_at(name, cases, place, seed, steps.end, arguments.TABLE_SOURCE)
     out.print(_summary(results))
     failures = [result for result in results if not result["ok"]]
     _print_failures(out, failures)
@@ -63,35 +71,6 @@ def verify(
         arguments.fail(f"{len(failures)} of {len(results)} verifications failed", code=1)
 
 
-def verify_at(op: str, cases: Sequence[str], level: str, seed: int, on_case: Callable[[], None]) -> list[Result]:
-    """Verifies ``cases`` in a process held to ``level``; after a crash the cases behind the crashing one go on."""
-    results: list[Result] = []
-
-    def add(result: Result) -> None:
-        results.append({"op": op, "isa": level, **result})
-        on_case()
-
-    while len(results) < len(cases):
-        remaining = list(cases[len(results) :])
-        request = {"tables": arguments.TABLE_SOURCE, "op": op, "cases": remaining, "seed": seed}
-        ended = "early"
-        try:
-            for message in run_worker("tokcore.cli.verify_worker", request, {"TOKCORE_MAX_ISA": level}):
-                if "isa" not in message:
-                    add(message)
-                elif message["isa"] != level:
-                    failure = f"the library runs at {message['isa']} although {level} was asked for"
-                    for name in remaining:
-                        add({"case": name, "ok": False, "comparisons": [], "failure": failure})
-                    break
-        except WorkerError as error:
-            ended = str(error)
-        if len(results) < len(cases):
-            failure = f"the process ended: {ended}"
-            add({"case": cases[len(results)], "ok": False, "comparisons": [], "failure": failure})
-    return results
-
-
 def _without_infinities(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _without_infinities(item) for name, item in value.items()}
@@ -100,28 +79,18 @@ def _without_infinities(value: Any) -> Any:
     return finite(value) if isinstance(value, float) else value
 
 
-def _worst(result: Result) -> float:
-    """The largest error of a case as a fraction of what is allowed; infinite for one that raised."""
-    if not result["comparisons"]:
-        return float("inf")
-    return max(
-        item["error"] / item["allowed"] if item["allowed"] > 0 else (0.0 if item["ok"] else float("inf"))
-        for item in result["comparisons"]
-    )
-
-
 def _summary(results: Sequence[Result]) -> Table:
     table = Table("op", "level", "cases", "passed", "largest error / allowed", "in", title="tokcore verify")
     for key in dict.fromkeys((result["op"], result["isa"]) for result in results):
         group = [result for result in results if (result["op"], result["isa"]) == key]
         passed = sum(result["ok"] for result in group)
-        worst = max(group, key=_worst)
+        worst = max(group, key=worst_ratio)
         style = "green" if passed == len(group) else "bold red"
         table.add_row(
             *key,
             str(len(group)),
             f"[{style}]{passed}[/]",
-            f"{_worst(worst):.2f}",
+            f"{worst_ratio(worst):.2f}",
             escape(worst["case"]),
             end_section=True,
         )
@@ -137,5 +106,6 @@ def _print_failures(out: Console, failures: Sequence[Result]) -> None:
         ]
         reason = result.get("failure") or "; ".join(causes) or "no output was compared"
         out.print(f"[red]failed[/] {escape(result['case'])} at {result['isa']}: {escape(reason)}", soft_wrap=True)
-        command = ["verify", "--op", result["op"], "--isa", result["isa"], "--case", result["case"]]
+        place = ["--backend", CUDA] if result["isa"] == CUDA else ["--isa", result["isa"]]
+        command = ["verify", "--op", result["op"], *place, "--case", result["case"]]
         out.print(f"[dim]reproduce: {escape(environment.reproduction(command))}[/]", soft_wrap=True)

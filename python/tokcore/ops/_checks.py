@@ -118,7 +118,7 @@ def check_classifier(
     require(
         e.device.type in supported,
         "e",
-        lambda: "device " + " or ".join(_library.devices()),
+        lambda: "device " + _library.devices_text(e.device.type),
         lambda: str(e.device),
         NotImplementedError,
     )

@@ -1,4 +1,6 @@
-"""Peak memory of a closure over what was there before it and what it returns, read from the process's own peak RSS.
+"""Peak memory of a closure over what was there before it and what it returns.
+
+On a CPU it is read from the process's own peak RSS, on a GPU from torch's allocator.
 
 The figure includes everything that the call touches: scratch memory of kernels, of the allocator and of libraries. So
 that nothing cached by earlier work hides a part of it, :func:`measure_variant` runs it in a fresh process, in which
@@ -17,6 +19,7 @@ from typing import Any
 
 import torch
 
+from tokcore.testing import cuda
 from tokcore.testing.buffers import storage_bytes, tensors_in
 from tokcore.testing.table import Case, Inputs, Variant
 from tokcore.testing.worker import TABLES, answer, load_tables, read_request, run_worker
@@ -95,7 +98,9 @@ def logits_bytes(case: Case) -> int:
     return tokens * vocabulary * dtype.itemsize
 
 
-def measure_variant(op: str, case: Case, variant: Variant, *, threads: int, tables: str = TABLES) -> PeakMemory:
+def measure_variant(
+    op: str, case: Case, variant: Variant, *, threads: int, tables: str = TABLES, device: str = "cpu"
+) -> PeakMemory:
     """Measures one variant on one case in a fresh process. Raises WorkerError when that fails."""
     request = {
         "tables": tables,
@@ -104,6 +109,7 @@ def measure_variant(op: str, case: Case, variant: Variant, *, threads: int, tabl
         "variant": variant.name,
         "measure": variant.measure,
         "threads": threads,
+        "device": device,
     }
     (fields,) = run_worker("tokcore.testing.memory", request)
     return PeakMemory(**fields)
@@ -116,10 +122,11 @@ def _work() -> None:
     case = table.case(request["case"])
     wanted = (request["variant"], request["measure"])
     (variant,) = [variant for variant in table.variants if (variant.name, variant.measure) == wanted]
-    small = smaller_case(case)
-    variant.prepare(small, table.make_inputs(small, "cpu", 0))()
-    inputs = table.make_inputs(case, "cpu", 0)
-    memory = peak_of(variant.prepare(case, inputs))
+    small, device = smaller_case(case), request["device"]
+    variant.prepare(small, table.make_inputs(small, device, 0))()
+    inputs = table.make_inputs(case, device, 0)
+    call = variant.prepare(case, inputs)
+    memory = PeakMemory(*cuda.peak_bytes_of(call)) if device == "cuda" else peak_of(call)
     lower_bound = gradient_bytes(inputs) if variant.measure == "forward+backward" else 0
     answer(peak=memory.peak, results=memory.results, lower_bound=lower_bound, logits=logits_bytes(case))
 

@@ -1,6 +1,7 @@
-"""The machine's peaks, measured by the library's own loops in the same run as the rows they are compared with.
+"""The machine's peaks, measured in the same run as the rows they are compared with.
 
-``torch.matmul`` is no measure of a machine: its bf16 product reaches a fraction of the tile units' rate.
+On a CPU by the library's own loops: ``torch.matmul`` is no measure of one, its bf16 product reaches a fraction of the
+tile units' rate. On a GPU by torch's product and copy, which come near to what the chip can do.
 """
 
 from __future__ import annotations
@@ -10,12 +11,17 @@ from dataclasses import dataclass, field
 
 import torch
 
-KINDS = {
-    "amx_bf16": "FLOP/s",
-    "amx_int8": "OP/s",
-    "fma_fp32": "FLOP/s",
-    "read": "B/s",
+CPU_KINDS = {"amx_bf16": "FLOP/s", "amx_int8": "OP/s", "fma_fp32": "FLOP/s", "read": "B/s"}
+CUDA_KINDS = {"matmul_bf16": "FLOP/s", "matmul_fp16": "FLOP/s", "matmul_fp32": "FLOP/s", "copy": "B/s"}
+KINDS = {**CPU_KINDS, **CUDA_KINDS}  # kind -> unit
+
+_ARITHMETIC = {  # by dtype, best first
+    torch.bfloat16: ("matmul_bf16", "amx_bf16", "fma_fp32"),
+    torch.float16: ("matmul_fp16", "fma_fp32"),
+    torch.float32: ("matmul_fp32", "fma_fp32"),
+    torch.int8: ("amx_int8",),
 }
+_BANDWIDTH = ("copy", "read")
 
 Probe = Callable[[str, float], float]
 
@@ -37,7 +43,7 @@ class Peaks:
 
     rates: dict[str, float] = field(default_factory=dict)
 
-    def measure(self, kinds: Iterable[str] = KINDS, seconds: float = 0.2, probe: Probe | None = None) -> None:
+    def measure(self, kinds: Iterable[str] = CPU_KINDS, seconds: float = 0.2, probe: Probe | None = None) -> None:
         """Measures again and keeps the better figure: a disturbed measurement can only be too low."""
         probe = probe or library_probe()
         if probe is None:
@@ -48,10 +54,10 @@ class Peaks:
                 self.rates[kind] = max(rate, self.rates.get(kind, 0.0))
 
     def arithmetic(self, dtype: torch.dtype) -> tuple[str, float] | None:
-        """Kind and rate of the units that a product of ``dtype`` may use here: tiles for bf16, else fp32 FMA."""
-        kinds = {torch.bfloat16: ("amx_bf16", "fma_fp32"), torch.int8: ("amx_int8",)}.get(dtype, ("fma_fp32",))
+        """Kind and rate of the units that a product of ``dtype`` may use here, such as tiles for bf16."""
+        kinds = _ARITHMETIC.get(dtype, ("fma_fp32",))
         return next(((kind, self.rates[kind]) for kind in kinds if kind in self.rates), None)
 
     def bandwidth(self) -> tuple[str, float] | None:
-        """Kind and rate of reading memory."""
-        return ("read", self.rates["read"]) if "read" in self.rates else None
+        """Kind and rate of reading memory, or of copying it where that is what was measured."""
+        return next(((kind, self.rates[kind]) for kind in _BANDWIDTH if kind in self.rates), None)

@@ -23,7 +23,8 @@ class Case:
 
     name: str  # unique in its table, readable, and accepted by --case: "T=1024,C=1024,V=32768,bf16"
     parameters: Mapping[str, Any]
-    tags: frozenset[str] = frozenset()  # "verify": part of tests and verify; "bench": timed by default; "quick": in CI
+    # "verify": part of tests and verify; "quick": in CI; "bench", "bench-cuda": timed by default on a CPU, on a GPU
+    tags: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Variant:
     slow: bool = False  # timed with few repetitions
     flops: Callable[[Case], float] | None = None
     bytes: Callable[[Case], float] | None = None
+    backends: tuple[str, ...] = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,20 @@ class Goal:
     peer: str
     ratio: float
     stretch: float | None = None
+    backend: str = "cpu"
+
+
+@dataclass(frozen=True)
+class TimeGoal:
+    """``variant`` shall take at most ``seconds`` on ``case`` on a GPU called ``device`` (``stretch``: hoped for)."""
+
+    case: str
+    measure: str
+    variant: str
+    device: str
+    seconds: float
+    stretch: float | None = None
+    backend: str = "cuda"
 
 
 @dataclass(frozen=True)
@@ -68,6 +84,7 @@ class MemoryGoal:
     variant: str
     quantity: str
     limit: float
+    backend: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -81,8 +98,13 @@ class OpTable:
     reference: Callable[[Inputs], Outputs]  # fp64, plain PyTorch: the specification
     composition: Callable[[Inputs], Outputs]  # what PyTorch gives in the same dtype: sets the tolerance
     variants: tuple[Variant, ...] = ()
-    goals: tuple[Goal | MemoryGoal, ...] = ()
+    goals: tuple[Goal | MemoryGoal | TimeGoal, ...] = ()
     support: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # option -> {"cpu": "yes", "cuda": "no: …"}
+
+    def runs_on(self, backend: str) -> bool:
+        """Whether any option is supported there."""
+        answers = [answer[backend] for answer in self.support.values() if backend in answer]
+        return backend == "cpu" or any(not answer.startswith("no") for answer in answers)
 
     def case(self, name: str) -> Case:
         """The case called ``name``; ``ValueError`` lists the known ones."""

@@ -22,6 +22,8 @@ class Contestant:
     name: str
     calls: Sequence[Callable[[], Any]]
     slow: bool = False  # runs in few rounds only
+    paced: bool = True  # an untimed call, on the next buffers, goes before each timed one
+    timed: str = "wall clock"  # how
 
 
 @dataclass(frozen=True)
@@ -46,20 +48,31 @@ def interleave(
     min_rounds: int = 5,
     max_rounds: int = 1000,
     slow_rounds: int = 3,
+    limit: float = float("inf"),
     clock: Callable[[], float] = time.perf_counter,
+    seconds_of: Callable[[Callable[[], Any]], float] | None = None,
     on_call: Callable[[float], None] = lambda _: None,
 ) -> dict[str, Samples]:
     """Times the contestants round-robin until ``seconds`` have passed, at least ``min_rounds`` rounds.
 
+    After ``limit`` seconds no further round begins, be there ``min_rounds`` or not; ``seconds_of`` times a call where
+    ``clock`` cannot.
+
     Each round starts one contestant later than the round before, so that nobody always follows a pause. A slow
     contestant takes part in every other round until it has ``slow_rounds`` samples or has used up ``seconds`` alone.
     The caller warms the closures up. An untimed call, on the next buffers, goes before each timed one of a contestant
-    that is not slow: else whoever follows a contestant that gave back gigabytes would pay for getting memory again.
-    The time of a call includes giving back its result. ``on_call`` is told the
-    estimated fraction done.
+    that is paced and not slow: else whoever follows a contestant that gave back gigabytes would pay for getting memory
+    again. The time of a call includes giving back its result. ``on_call`` is told the estimated fraction done.
     """
     if not contestants:
         return {}
+
+    def by_clock(call: Callable[[], Any]) -> float:
+        before = clock()
+        call()
+        return clock() - before
+
+    time_call = seconds_of or by_clock
     samples: dict[str, Samples] = {contestant.name: {} for contestant in contestants}
     was_enabled = gc.isenabled()
     gc.collect()
@@ -67,7 +80,8 @@ def interleave(
     start = clock()
     try:
         for number in range(max_rounds):
-            if number >= min_rounds and clock() - start >= seconds:
+            passed = clock() - start
+            if (number >= min_rounds and passed >= seconds) or (number > 0 and passed >= limit):
                 break
             shift = number % len(contestants)
             for contestant in (*contestants[shift:], *contestants[:shift]):
@@ -76,13 +90,10 @@ def interleave(
                 if contestant.slow and (number % 2 or enough):
                     continue
                 call = contestant.calls[number % len(contestant.calls)]
-                if not contestant.slow:
+                if contestant.paced and not contestant.slow:
                     contestant.calls[(number + 1) % len(contestant.calls)]()
-                before = clock()
-                call()
-                after = clock()
-                taken[number] = after - before
-                by_time = (after - start) / seconds if seconds > 0 else 1.0
+                taken[number] = time_call(call)
+                by_time = (clock() - start) / seconds if seconds > 0 else 1.0
                 on_call(min(1.0, by_time, (number + 1) / min_rounds))
     finally:
         if was_enabled:

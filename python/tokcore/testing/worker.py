@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
@@ -30,11 +31,15 @@ def load_tables(source: str = TABLES) -> dict[str, OpTable]:
 
 
 def run_worker(
-    module: str, request: Mapping[str, Any], environment: Mapping[str, str] | None = None
+    module: str,
+    request: Mapping[str, Any],
+    environment: Mapping[str, str] | None = None,
+    seconds: float | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Starts ``python -m module`` with ``request`` and yields its answers as they come.
 
-    ``environment`` is added to this process's. Raises WorkerError when the process fails.
+    ``environment`` is added to this process's. Raises WorkerError when the process fails, or is killed because it ran
+    longer than ``seconds``.
     """
     search_path = os.pathsep.join(path for path in sys.path if path)
     variables = {**os.environ, "PYTHONPATH": search_path, **(environment or {})}
@@ -49,6 +54,9 @@ def run_worker(
         )
         assert process.stdin is not None  # both are pipes
         assert process.stdout is not None
+        alarm = threading.Timer(threading.TIMEOUT_MAX if seconds is None else seconds, process.kill)
+        alarm.daemon = True
+        alarm.start()
         try:
             process.stdin.write(json.dumps(request))
             process.stdin.close()
@@ -60,6 +68,7 @@ def run_worker(
             process.kill()
             status = process.wait() or 1
         finally:
+            alarm.cancel()
             if process.poll() is None:
                 process.kill()
                 process.wait()

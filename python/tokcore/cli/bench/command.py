@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +21,7 @@ from tokcore.cli.bench.results import CaseResult
 from tokcore.cli.bench.run import Settings, run_case
 from tokcore.cli.bench.tables import peaks_text, print_case
 from tokcore.cli.console import Steps, output, write_text
+from tokcore.testing.backend import Backend
 from tokcore.testing.peaks import Peaks
 from tokcore.testing.table import Case, OpTable, Variant
 
@@ -29,7 +32,7 @@ def bench(
     op: Annotated[str, typer.Option(help="Which op.")],
     case: Annotated[list[str] | None, typer.Option(help="Case name or shell pattern; repeatable.")] = None,
     measure: Annotated[str | None, typer.Option(help="forward, forward+backward, …; all by default.")] = None,
-    backend: Annotated[str, typer.Option(help="Where to run.")] = "cpu",
+    backend: Annotated[str, typer.Option(help="Where to run: cpu, cuda, or both, comma-separated.")] = "cpu",
     against: Annotated[str | None, typer.Option(help="Peers by name, comma-separated; 'none' for no peer.")] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="Time per case and measure, warm-up aside.")] = 5.0,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch's pool.")] = None,
@@ -43,37 +46,50 @@ def bench(
 ) -> None:
     """Time an op beside its peers, interleaved in one process."""
     table = arguments.find_table(op)
-    arguments.choose("backend", [backend], ["cpu"])
+    backends = arguments.find_backends(backend)
+    for place in backends:
+        if not table.runs_on(place.name):
+            arguments.fail(f"{op} does not run on {place.name}: tokcore info --op {op}")
     if show_list:
         print_listing(output(), table)
         return
-    cases = arguments.find_cases(table, case or [], "bench")
-    if not cases:
-        arguments.fail(f"{op} has no cases to time by default; name one with --case (see --list)")
-    selected = select_variants(table, measure, against)
+    plans = [
+        Plan(
+            place,
+            arguments.find_cases(table, case or [], place.case_tag),
+            select_variants(table, measure, against, place),
+        )
+        for place in backends
+    ]
+    for plan in plans:
+        if not plan.cases:
+            where = plan.backend.name
+            arguments.fail(f"{op} has no cases to time by default on {where}; name one with --case (see --list)")
     arguments.check_writable(json_file, plot.with_suffix(".csv") if plot else None)
     if threads is not None:
         torch.set_num_threads(threads)
     settings = Settings(seconds, torch.get_num_threads(), seed, error, memory, arguments.TABLE_SOURCE)
-    command = ["bench", "--op", op, "--seconds", f"{seconds:g}", "--threads", str(settings.threads)]
+    command = ["bench", "--op", op, *(["--backend", backend] if backend != "cpu" else [])]
+    command += ["--seconds", f"{seconds:g}", "--threads", str(settings.threads)]
     command += ["--seed", str(seed), *(["--against", against] if against else []), *([] if error else ["--no-error"])]
     command += ["--memory"] if memory else []
     described = environment.describe()
     out = output()
     out.print(escape(environment.headline(described)), soft_wrap=True)
-    peaks = Peaks()
-    results = _run(out, table, cases, selected, settings, peaks, command)
-    out.print(escape(peaks_text(peaks)), soft_wrap=True)
+    peaks = {plan.backend.name: Peaks() for plan in plans}
+    results = _run(out, table, plans, settings, peaks, command)
+    for name in peaks:
+        out.print(escape(peaks_text(peaks[name])), soft_wrap=True)
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": "tokcore bench",
         "op": op,
         "command": environment.reproduction(
-            [*command, *(["--measure", measure] if measure else []), *_repeat("--case", cases)]
+            [*command, *(["--measure", measure] if measure else []), *_repeat("--case", plans)]
         ),
         "environment": described,
         "settings": {"seconds": seconds, "threads": settings.threads, "seed": seed},
-        "peaks": peaks.rates,
+        "peaks": {kind: rate for measured in peaks.values() for kind, rate in measured.rates.items()},
         "results": [result.to_json() for result in results],
     }
     if json_file is not None:
@@ -89,22 +105,35 @@ def bench(
         arguments.fail(problem, code=1)
 
 
-def _repeat(option: str, cases: list[Case]) -> list[str]:
-    return [word for case in cases for word in (option, case.name)]
+@dataclass(frozen=True)
+class Plan:
+    """What is timed on one backend: every variant of a measure on every case."""
+
+    backend: Backend
+    cases: list[Case]
+    selected: dict[str, list[Variant]]  # by measure
 
 
-def select_variants(table: OpTable, measure: str | None, against: str | None) -> dict[str, list[Variant]]:
-    """The variants to time by measure: all of tokcore's own, and the peers asked for."""
-    measures = list(dict.fromkeys(variant.measure for variant in table.variants))
+def _repeat(option: str, plans: list[Plan]) -> list[str]:
+    names = dict.fromkeys(case.name for plan in plans for case in plan.cases)
+    return [word for name in names for word in (option, name)]
+
+
+def select_variants(
+    table: OpTable, measure: str | None, against: str | None, backend: Backend
+) -> dict[str, list[Variant]]:
+    """The variants to time on a backend by measure: all of tokcore's own, and the peers asked for."""
+    variants = [variant for variant in table.variants if backend.name in variant.backends]
+    measures = list(dict.fromkeys(variant.measure for variant in variants))
     if not measures:
-        arguments.fail(f"{table.op} has no variants to time")
+        arguments.fail(f"{table.op} has no variants to time on {backend.name}")
     chosen = arguments.choose("measure", [measure] if measure else [], measures)
-    known = list(dict.fromkeys(variant.name for variant in table.variants if variant.peer))
+    known = list(dict.fromkeys(variant.name for variant in variants if variant.peer))
     names = [] if against == "none" else arguments.choose("peer", arguments.split_names(against), known)
     return {
         measure: [
             variant
-            for variant in table.variants
+            for variant in variants
             if variant.measure == measure and (not variant.peer or variant.name in names)
         ]
         for measure in chosen
@@ -114,25 +143,31 @@ def select_variants(table: OpTable, measure: str | None, against: str | None) ->
 def _run(
     out: Console,
     table: OpTable,
-    cases: list[Case],
-    selected: dict[str, list[Variant]],
+    plans: list[Plan],
     settings: Settings,
-    peaks: Peaks,
+    peaks: dict[str, Peaks],
     command: list[str],
 ) -> list[CaseResult]:
     results = []
-    with Steps(out, len(cases) * len(selected)) as steps:
-        for case in cases:
-            for measure, variants in selected.items():
-                title = f"{case.name} {measure}"
-                steps.begin(title)
-                on_phase = partial(_show_phase, steps, title)
-                result = run_case(table, case, measure, variants, settings, peaks, steps.within, on_phase)
-                reproduce = environment.reproduction([*command, "--measure", measure, "--case", case.name])
-                print_case(out, table.op, result, settings.memory, reproduce)
-                results.append(result)
-                steps.end()
+    with Steps(out, sum(len(plan.cases) * len(plan.selected) for plan in plans)) as steps:
+        for plan, case, measure in _steps(plans):
+            title = f"{case.name} {measure} on {plan.backend.name}"
+            steps.begin(title)
+            on_phase = partial(_show_phase, steps, title)
+            here, rates = replace(settings, backend=plan.backend), peaks[plan.backend.name]
+            result = run_case(table, case, measure, plan.selected[measure], here, rates, steps.within, on_phase)
+            reproduce = environment.reproduction([*command, "--measure", measure, "--case", case.name])
+            print_case(out, table.op, result, settings.memory, reproduce)
+            results.append(result)
+            steps.end()
     return results
+
+
+def _steps(plans: list[Plan]) -> Iterator[tuple[Plan, Case, str]]:
+    for plan in plans:
+        for case in plan.cases:
+            for measure in plan.selected:
+                yield plan, case, measure
 
 
 def _show_phase(steps: Steps, title: str, phase: str) -> None:

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tokcore.cli.bench.results import CaseResult, GoalResult, MemoryGoalResult
-from tokcore.testing.table import Goal, MemoryGoal
+from tokcore.cli.bench.results import AnyGoalResult, CaseResult, GoalResult, MemoryGoalResult, TimeGoalResult
+from tokcore.testing.table import Goal, MemoryGoal, TimeGoal
 from tokcore.testing.timing import paired_ratio
 
 
-def judge(goals: Iterable[Goal | MemoryGoal], result: CaseResult) -> list[GoalResult | MemoryGoalResult]:
-    """The goals of this case and measure: ratios from the two sides' common rounds, memory from fresh processes."""
-    return [
-        _judge_memory(goal, result) if isinstance(goal, MemoryGoal) else _judge(goal, result)
-        for goal in goals
-        if goal.case == result.case.name and goal.measure == result.measure
-    ]
+def judge(
+    goals: Iterable[Goal | MemoryGoal | TimeGoal], result: CaseResult, device: str | None = None
+) -> list[AnyGoalResult]:
+    """The goals of this case, measure and backend: ratios from the two sides' common rounds, memory from fresh
+    processes, times where ``device`` is the one they are about."""
+
+    def judged(goal: Goal | MemoryGoal | TimeGoal) -> AnyGoalResult:
+        if isinstance(goal, MemoryGoal):
+            return _judge_memory(goal, result)
+        return _judge_time(goal, result, device) if isinstance(goal, TimeGoal) else _judge(goal, result)
+
+    here = (result.case.name, result.measure, result.backend)
+    return [judged(goal) for goal in goals if (goal.case, goal.measure, goal.backend) == here]
+
+
+def _judge_time(goal: TimeGoal, result: CaseResult, device: str | None) -> TimeGoalResult:
+    found = [row.summary.median for row in result.rows if row.variant == goal.variant]
+    reasons = {item.variant: item.reason for item in result.missing}
+    reason = None if found else reasons.get(goal.variant, "not selected")
+    if device != goal.device:
+        found, reason = [], f"the GPU here is called {device}"
+    return TimeGoalResult(goal.variant, goal.device, goal.seconds, goal.stretch, found[0] if found else None, reason)
 
 
 def _judge_memory(goal: MemoryGoal, result: CaseResult) -> MemoryGoalResult:
@@ -49,7 +64,9 @@ def check(results: Iterable[CaseResult]) -> str | None:
     return None if judged else "no goal was measured"
 
 
-def _shortfall(goal: GoalResult | MemoryGoalResult) -> str:
+def _shortfall(goal: AnyGoalResult) -> str:
+    if isinstance(goal, TimeGoalResult):
+        return f"{goal.variant} {(goal.measured or 0.0) * 1e3:.3g} ms, goal {goal.seconds * 1e3:.3g} ms"
     if isinstance(goal, MemoryGoalResult):
         return f"{goal.variant} {goal.quantity} {goal.measured:.3g}, goal {goal.limit:.3g}"
     return f"{goal.variant} {goal.measured:.3g}x {goal.peer}, goal {goal.ratio:.3g}x"

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tokcore.testing.table import Goal, MemoryGoal, OpTable
+from tokcore.testing.table import Goal, MemoryGoal, OpTable, TimeGoal
 
 
 def print_listing(out: Console, table: OpTable) -> None:
@@ -31,7 +31,9 @@ def print_listing(out: Console, table: OpTable) -> None:
     out.print(goals)
 
 
-def _wanted(goal: Goal | MemoryGoal) -> str:
+def _wanted(goal: Goal | MemoryGoal | TimeGoal) -> str:
+    if isinstance(goal, TimeGoal):
+        return f"≤ {goal.seconds * 1e3:g} ms on {goal.device}"
     if isinstance(goal, MemoryGoal):
         return f"{goal.quantity} ≤ {goal.limit:g}"
     stretch = "" if goal.stretch is None else f", stretch {goal.stretch:g}×"

@@ -102,12 +102,21 @@ def _draw_panels(document: Mapping[str, Any], panels: Sequence[Mapping[str, Any]
     figure.suptitle(title, fontsize=14, fontweight="bold", color=theme.text)
     environment = document["environment"]
     figure.supxlabel(
-        f"median, line: interquartile range · {environment['cpu']}, level {environment['isa']}, "
-        f"{environment['threads']} threads · torch {environment['torch']} · {environment['date'][:10]}",
+        f"median, line: interquartile range · {_machine(document)} · torch {environment['torch']} · "
+        f"{environment['date'][:10]}",
         fontsize=9,
         color=theme.faint,
     )
     figure.savefig(path, dpi=150, facecolor=theme.background)
+
+
+def _machine(document: Mapping[str, Any]) -> str:
+    environment = document["environment"]
+    names = {
+        "cpu": f"{environment['cpu']}, level {environment['isa']}, {environment['threads']} threads",
+        "cuda": " + ".join(environment["gpus"]),
+    }
+    return ", ".join(names[backend] for backend in dict.fromkeys(result["backend"] for result in document["results"]))
 
 
 def _draw_bars(axis: Axes, panel: Mapping[str, Any], theme: Theme) -> None:

@@ -30,6 +30,7 @@ class Row:
     peer: bool
     summary: Summary
     samples: Samples
+    timed: str = "wall clock"  # how: by the wall clock, by a GPU's events, from a replayed graph
     flops: float | None = None
     bytes: float | None = None
     peak: tuple[str, float] | None = None
@@ -49,6 +50,7 @@ class Row:
             "lower_quartile_seconds": self.summary.lower_quartile,
             "upper_quartile_seconds": self.summary.upper_quartile,
             "rounds": self.summary.rounds,
+            "timed": self.timed,
             "flops_per_second": self.flops,
             "bytes_per_second": self.bytes,
             "peak": None if self.peak is None else {"kind": self.peak[0], "rate": self.peak[1]},
@@ -118,16 +120,41 @@ class MemoryGoalResult:
         return "pass" if self.measured <= self.limit else "fall short"
 
 
+@dataclass(frozen=True)
+class TimeGoalResult:
+    """A bound on the time of a call beside what was measured; ``measured`` is None when it did not run."""
+
+    variant: str
+    device: str
+    seconds: float
+    stretch: float | None
+    measured: float | None
+    reason: str | None = None
+
+    @property
+    def verdict(self) -> str:
+        """ "pass", "pass (stretch)", "fall short" or "not measured"."""
+        if self.measured is None:
+            return "not measured"
+        if self.measured > self.seconds:
+            return "fall short"
+        return "pass (stretch)" if self.stretch is not None and self.measured <= self.stretch else "pass"
+
+
+AnyGoalResult = GoalResult | MemoryGoalResult | TimeGoalResult
+
+
 @dataclass
 class CaseResult:
     """All rows of one case and measure; ``baseline`` is the peer that speed-ups refer to."""
 
     case: Case
     measure: str
+    backend: str = "cpu"
     baseline: str | None = None
     rows: list[Row] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
-    goals: list[GoalResult | MemoryGoalResult] = field(default_factory=list)
+    goals: list[AnyGoalResult] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The case with its rows, goals and missing variants."""
@@ -135,6 +162,7 @@ class CaseResult:
             "case": self.case.name,
             "parameters": json_parameters(self.case.parameters),
             "measure": self.measure,
+            "backend": self.backend,
             "baseline": self.baseline,
             "rows": [row.to_json() for row in self.rows],
             "missing": [vars(missing) for missing in self.missing],

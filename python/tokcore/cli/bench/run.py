@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from tokcore.cli.bench.goals import judge
 from tokcore.cli.bench.results import CaseResult, MaxError, Missing, Row
-from tokcore.testing.buffers import copies_needed, copy_inputs, last_level_cache_bytes
+from tokcore.testing import cuda
+from tokcore.testing.backend import Backend
+from tokcore.testing.buffers import copies_needed, copy_inputs
 from tokcore.testing.memory import measure_variant
 from tokcore.testing.peaks import Peaks
 from tokcore.testing.table import Case, Inputs, OpTable, Variant
 from tokcore.testing.timing import Contestant, interleave, paired_ratio, summarize
 from tokcore.testing.worker import WorkerError
-
-_REFERENCE_LIMIT_BYTES = 1 << 30  # of one fp64 [T, V] tensor; the reference holds a few of them
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Settings:
     error: bool
     memory: bool
     tables: str
+    backend: Backend = field(default_factory=Backend)
+    limit: float = float("inf")  # seconds of timing a case and measure, whatever the least number of rounds
 
 
 def run_case(
@@ -44,12 +46,13 @@ def run_case(
     on_phase: Callable[[str], None] = lambda _: None,
 ) -> CaseResult:
     """Times ``variants`` (all of ``measure``) on one case."""
-    result = CaseResult(case, measure)
+    backend = settings.backend
+    result = CaseResult(case, measure, backend.name)
     on_phase("inputs and reference")
-    inputs = table.make_inputs(case, "cpu", settings.seed)
-    copies_to_make = copies_needed(inputs, last_level_cache_bytes()) - 1
+    inputs = table.make_inputs(case, backend.name, settings.seed)
+    copies_to_make = copies_needed(inputs, backend.cache_bytes(), limit_bytes=backend.copy_limit_bytes) - 1
     copies = [inputs, *(copy_inputs(inputs) for _ in range(copies_to_make))]
-    reference = _reference(table, case, inputs) if settings.error else None
+    reference = _reference(table, case, inputs, backend.reference_limit_bytes) if settings.error else None
     runnable: list[tuple[Variant, Contestant, MaxError | None]] = []
     for variant in variants:
         reason = variant.unavailable(case)
@@ -59,33 +62,44 @@ def run_case(
         on_phase(f"warming up {variant.name}")
         try:
             calls, error = _warm_up(variant, case, copies, reference)
+            calls, timed = backend.tune(calls)
         except Exception as exception:  # a peer may raise anything at all; the others still run
             lines = str(exception).strip().splitlines()
             text = f"{type(exception).__name__}: {lines[0] if lines else 'no message'}"
             result.missing.append(Missing(variant.name, text, failed=not variant.peer))
             continue
-        runnable.append((variant, Contestant(variant.name, calls, variant.slow), error))
+        contestant = Contestant(variant.name, calls, variant.slow, paced=timed != "events", timed=timed)
+        runnable.append((variant, contestant, error))
+    del reference
     on_phase("timing")
-    peaks.measure()
-    samples = interleave([contestant for _, contestant, _ in runnable], settings.seconds, on_call=on_fraction)
-    peaks.measure()
+    peaks.measure(backend.peak_kinds, probe=backend.probe())
+    samples = interleave(
+        [contestant for _, contestant, _ in runnable],
+        settings.seconds,
+        min_rounds=backend.min_rounds,
+        limit=settings.limit,
+        seconds_of=backend.seconds_of,
+        on_call=on_fraction,
+    )
+    peaks.measure(backend.peak_kinds, probe=backend.probe())
     result.baseline = next((variant.name for variant, _, _ in runnable if variant.peer), None)
-    for variant, _, error in runnable:
+    for variant, contestant, error in runnable:
         row = _row(variant, case, samples[variant.name], peaks, error)
+        row.timed = contestant.timed
         row.speedup = paired_ratio(samples[result.baseline], row.samples) if result.baseline else None
         result.rows.append(row)
     if settings.memory:
-        del inputs, copies, runnable, reference  # the fresh processes need the room
+        del inputs, copies, runnable  # the fresh processes need the room
         for row in result.rows:
             on_phase(f"memory of {row.variant}")
             _measure_memory(row, table.op, case, variants, settings)
-    result.goals = judge(table.goals, result)
+    result.goals = judge(table.goals, result, cuda.device_name() if backend.name == "cuda" else None)
     return result
 
 
 def _warm_up(
     variant: Variant, case: Case, copies: Sequence[Inputs], reference: Mapping[str, Tensor] | None
-) -> tuple[list[Callable[[], Any]], MaxError | None]:
+) -> tuple[Sequence[Callable[[], Any]], MaxError | None]:
     calls = [variant.prepare(case, inputs) for inputs in (copies[:1] if variant.slow else copies)]
     error = max_error(calls[0](), reference) if reference is not None else None
     for call in calls[1:]:
@@ -111,14 +125,21 @@ def _row(variant: Variant, case: Case, samples: dict[int, float], peaks: Peaks, 
 def _measure_memory(row: Row, op: str, case: Case, variants: Sequence[Variant], settings: Settings) -> None:
     (variant,) = [variant for variant in variants if variant.name == row.variant]
     try:
-        row.memory = measure_variant(op, case, variant, threads=settings.threads, tables=settings.tables)
+        row.memory = measure_variant(
+            op,
+            case,
+            variant,
+            threads=settings.threads,
+            tables=settings.tables,
+            device=settings.backend.name,
+        )
     except (WorkerError, OSError) as error:
         row.memory_missing = str(error)
 
 
-def _reference(table: OpTable, case: Case, inputs: Inputs) -> dict[str, Tensor] | None:
+def _reference(table: OpTable, case: Case, inputs: Inputs, limit_bytes: int) -> dict[str, Tensor] | None:
     tokens, vocabulary = case.parameters.get("T", 0), case.parameters.get("V", 0)
-    return table.reference(inputs) if 8 * tokens * vocabulary <= _REFERENCE_LIMIT_BYTES else None
+    return table.reference(inputs) if 8 * tokens * vocabulary <= limit_bytes else None
 
 
 def max_error(outputs: Any, reference: Mapping[str, Tensor]) -> MaxError | None:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tokcore.cli.bench.results import CaseResult, GoalResult, MemoryGoalResult, Row
+from tokcore.cli.bench.results import AnyGoalResult, CaseResult, MemoryGoalResult, Row, TimeGoalResult
 from tokcore.testing.peaks import KINDS, Peaks
 
 _OF_LOGITS, _OF_BOUND = "of logits", "× lower bound"
@@ -26,13 +26,13 @@ def milliseconds(seconds: float) -> str:
 
 
 def rate(row: Row) -> str:
-    """TFLOP/s, or GB/s where the read of memory is the nearer limit."""
+    """TFLOP/s, or GB/s where memory is the nearer limit."""
     return rate_text(row.flops, row.bytes, row.peak[0] if row.peak is not None else None)
 
 
 def rate_text(flops: float | None, moved: float | None, limit: str | None) -> str:
     """The rate that ``limit`` (a kind of peak) is about, of FLOPs and bytes per second."""
-    if flops is not None and limit != "read":
+    if flops is not None and KINDS.get(limit or "") != "B/s":
         return f"{flops / 1e12:.2f} TFLOP/s" if flops >= 1e11 else f"{flops / 1e9:.3g} GFLOP/s"
     return f"{moved / 1e9:.3g} GB/s" if moved is not None else "—"
 
@@ -42,13 +42,15 @@ def megabytes(size: float) -> str:
     return f"{size / 2**20:.1f} MiB"
 
 
-def goal_text(goal: GoalResult | MemoryGoalResult) -> str:
+def goal_text(goal: AnyGoalResult) -> str:
     """The goal, what came, and the verdict, as rich markup."""
     if isinstance(goal, MemoryGoalResult):
         show = _QUANTITIES[goal.quantity]
         came = f"{show(goal.measured)} " if goal.measured is not None else ""
         why = "" if goal.measured is not None else " (needs --memory)"
         return escape(f"≤ {show(goal.limit)}: {came}") + f"[{_STYLES[goal.verdict]}]{goal.verdict}[/]{escape(why)}"
+    if isinstance(goal, TimeGoalResult):
+        return _time_goal_text(goal)
     stretch = f", stretch {goal.stretch:g}×" if goal.stretch is not None else ""
     came = f"{goal.measured:.2f}× " if goal.measured is not None else ""
     why = f" ({goal.reason})" if goal.reason is not None else ""
@@ -56,9 +58,18 @@ def goal_text(goal: GoalResult | MemoryGoalResult) -> str:
     return escape(f"≥ {goal.ratio:.3g}× {goal.peer}{stretch}: {came}") + f"[{style}]{goal.verdict}[/]{escape(why)}"
 
 
+def _time_goal_text(goal: TimeGoalResult) -> str:
+    stretch = f", stretch {milliseconds(goal.stretch)}" if goal.stretch is not None else ""
+    came = f"{milliseconds(goal.measured)} ms " if goal.measured is not None else ""
+    why = f" ({goal.reason})" if goal.reason is not None else ""
+    limit = f"≤ {milliseconds(goal.seconds)}{stretch} ms on {goal.device}: {came}"
+    return escape(limit) + f"[{_STYLES[goal.verdict]}]{goal.verdict}[/]{escape(why)}"
+
+
 def case_table(op: str, result: CaseResult, with_memory: bool) -> Table:
     """The table of one case and measure."""
-    table = Table(title=escape(f"{op} · {result.measure} · {result.case.name}"), title_justify="left")
+    place = "" if result.backend == "cpu" else f" · {result.backend}"
+    table = Table(title=escape(f"{op} · {result.measure} · {result.case.name}{place}"), title_justify="left")
     table.add_column("variant", no_wrap=True)
     for heading in ("median ms", "IQR ms", "rate", "of peak"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -140,7 +140,7 @@ def composition(inputs: Inputs) -> Outputs:
 
 
 SUPPORT = {
-    option: {"cpu": "yes", "cuda": "no: no CUDA kernel yet"}
+    option: {"cpu": "yes", "cuda": "yes"}
     for option in (
         "float32, bfloat16, float16",
         "bias",
@@ -162,7 +162,7 @@ SUPPORT = {
 }
 SUPPORT["strategy='chunked' with the filter, per-token results or a gradient of token_weight"] = {
     "cpu": "no: use 'recompute'",
-    "cuda": "no: no CUDA kernel yet",
+    "cuda": "no: use 'recompute'",
 }
 SUPPORT["filter_eps with label_smoothing and softcap together"] = {"cpu": "no: use None", "cuda": "no: use None"}
 SUPPORT["second derivatives"] = {"cpu": "no", "cuda": "no"}
