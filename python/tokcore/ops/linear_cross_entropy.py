@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tokcore.ops import _checks as checks
-from tokcore.ops.linear_cross_entropy_chunked import DEFAULT_WORKSPACE_BYTES, chunked_loss, picks_chunked
+from tokcore.ops.linear_cross_entropy_chunked import chunked_loss, default_workspace_bytes, picks_chunked
 from tokcore.ops.linear_logprobs import FILTER_TILE, Statistics, flatten_rows, statistics, wants_grad
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -70,9 +70,9 @@ def linear_cross_entropy(
             FLOPs, exact (``filter_eps=None``), for a loss of one number and nothing returned beside it. ``"auto"``
             takes ``"chunked"`` where it may and FLOPs are dear (all but bfloat16 on AMX) and 256 positions fit in the
             workspace, else ``"recompute"``.
-        workspace_bytes: bound of the scratch memory. Chunked: of the logits of a chunk (64 MiB if None). Recompute: of
-            the backward, which then makes the gradients of ``e`` and ``c`` in separate sweeps if need be (None: no
-            bound; about 8·T·C bytes and some MiB, twice that for float32).
+        workspace_bytes: bound of the scratch memory. Chunked: of the logits of a chunk (None: 64 MiB, on CUDA 1 GiB).
+            Recompute: of the backward, which then uses fewer threads, separate sweeps for the gradients of ``e`` and
+            ``c``, or on CUDA smaller chunks (None: no bound; about 8·T·C bytes and some MiB, twice that for float32).
         return_filter_rate: also return, 0-d fp32, the share of 1 × 32 tiles of the logits that the backward skips.
 
     Returns:
@@ -110,8 +110,8 @@ def linear_cross_entropy(
     )
     if strategy == "chunked":
         require(obstacle is None, "strategy", lambda: f"'auto' or 'recompute' {obstacle}", lambda: "'chunked'")
-    budget = DEFAULT_WORKSPACE_BYTES if workspace_bytes is None else workspace_bytes
-    if strategy == "auto" and obstacle is None and picks_chunked(e.dtype, targets.numel(), c.size(0), budget):
+    budget = default_workspace_bytes(e.device) if workspace_bytes is None else workspace_bytes
+    if strategy == "auto" and obstacle is None and picks_chunked(e, targets.numel(), c.size(0), budget):
         strategy = "chunked"
     if strategy == "chunked" and trains:
         return chunked_loss(

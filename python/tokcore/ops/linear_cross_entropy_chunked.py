@@ -16,7 +16,7 @@ from tokcore.ops import _checks as checks
 from tokcore.ops._op_checks import check_operands, check_options
 from tokcore.ops.linear_logprobs import call_op
 
-DEFAULT_WORKSPACE_BYTES = 64 * 2**20
+_WORKSPACE_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}  # a chunk fills the device and stays small beside its memory
 _FEWEST_POSITIONS = 256  # below this the sums of grad_c, read and written once a chunk, cost more than recomputing
 _TILE = 32
 
@@ -37,7 +37,7 @@ def _fake(
     shift: int = 0,
     softcap: float | None = None,
     temperature: float = 1.0,
-    workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
+    workspace_bytes: int = _WORKSPACE_BYTES["cpu"],
     need_e: bool = True,
     need_c: bool = True,
     need_bias: bool = False,
@@ -100,12 +100,17 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *others: Tensor | None) -> tup
 torch.library.register_autograd("tokcore::linear_cross_entropy_chunked", _backward, setup_context=_setup_context)
 
 
-def picks_chunked(dtype: torch.dtype, num_tokens: int | torch.SymInt, vocabulary: int, workspace_bytes: int) -> bool:
+def default_workspace_bytes(device: torch.device) -> int:
+    """The bound of a chunk's logits where the caller gives none."""
+    return _WORKSPACE_BYTES["cuda" if device.type == "cuda" else "cpu"]
+
+
+def picks_chunked(e: Tensor, num_tokens: int | torch.SymInt, vocabulary: int, workspace_bytes: int) -> bool:
     """What ``strategy="auto"`` does where both strategies could serve: chunk where FLOPs are dear and memory suffices.
 
     AMX recomputes bf16 logits so fast that the workspace is not worth its memory traffic.
     """
-    if dtype == torch.bfloat16 and _library.cpu_isa() == "amx":
+    if e.device.type == "cpu" and e.dtype == torch.bfloat16 and _library.cpu_isa() == "amx":
         return False
     positions = workspace_bytes // _panel_bytes(vocabulary) * _TILE
     return bool(positions >= _FEWEST_POSITIONS or positions >= num_tokens)
