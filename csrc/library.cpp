@@ -14,6 +14,9 @@ STABLE_TORCH_LIBRARY(tokcore, m) {
   // FLOP/s, OP/s or bytes/s this machine reaches at most: kind is fma_fp32, amx_bf16, amx_int8 or read.
   m.def("measure_peak(str kind, float seconds) -> float");
 
+  // Asks for huge pages under memory that nobody has written yet: walks through it then cost fewer table look-ups.
+  m.def("expect_large_writes(Tensor(a!) tensor) -> ()");
+
   // Row statistics of softmax(softcap(e c^T + bias) / temperature) without the [T, V] matrix:
   // lse [T], entropy [T], gathered logits [T, K], logit_sum [T], topk_values and topk_indices [T, topk], and the bit
   // masks of the (position, 32 vocabulary rows) pairs that the gradient filter keeps. workspace_bytes is the bound of
@@ -43,4 +46,50 @@ STABLE_TORCH_LIBRARY(tokcore, m) {
       "SymInt seq_len=0, int shift=0, float? softcap=None, float temperature=1.0, int workspace_bytes=67108864, "
       "bool need_e=True, bool need_c=True, bool need_bias=False) -> "
       "(Tensor loss, Tensor lse, Tensor logits, Tensor logit_sum, Tensor grad_e, Tensor grad_c, Tensor grad_bias)");
+
+  // Letters of the KV cache: B sequences, Hkv heads of keys and values, H query heads, N tokens, D channels; M leading
+  // items, C rows of channel scales.
+
+  // Codes of 8, 4 or 2 bits for x [M, N, D], packed by rows, with a scale and (unless symmetric) a zero per group of
+  // channels of a token or of tokens of a channel; and back.
+  m.def(
+      "kv_quantize(Tensor x, int bits, str axis, SymInt group, bool symmetric=False, Tensor? channel_scale=None, *, "
+      "bool rotate=False) -> (Tensor packed, Tensor scale, Tensor zero)");
+  m.def(
+      "kv_dequantize(Tensor packed, Tensor scale, Tensor zero, int bits, str axis, SymInt group, bool symmetric=False, "
+      "Tensor? channel_scale=None, *, bool rotate=False, ScalarType dtype) -> Tensor");
+
+  // One layer of a cache is lengths [B], window_starts [B], recent = [window_k, window_v [B, Hkv, W, D], sink_k, sink_v
+  // [B, Hkv, S, D]] and up to two tiers, high and low, each none or nine tensors: k_pages, v_pages [P, Hkv, page size,
+  // D] or bytes of codes [P, Hkv, page size, D * bits / 8], k_scale, k_zero, v_scale, v_zero [P, Hkv, D / group, page
+  // size] (keys with k_axis 'channel': [P, Hkv, page size / group, D]; empty zeros: symmetric), page_table [B, width],
+  // page_counts [B], positions [P, Hkv, page size] or empty.
+
+  // Puts tokens k, v [T, Hkv, D] into the slots sequence * capacity + position; pages that leave the windows are
+  // quantized. Nothing is written if anything is wrong.
+  m.def(
+      "kv_append(Tensor k, Tensor v, Tensor slot_mapping, Tensor(a!) lengths, Tensor(b!) window_starts, "
+      "Tensor(c!)[] recent, Tensor(d!)[] high, Tensor(e!)[] low, Tensor? k_channel_scale=None, "
+      "Tensor? v_channel_scale=None, *, int capacity, int residual, int page_size, str k_axis='token', "
+      "bool rotate=False) -> ()");
+
+  // Attention of q [B, M, H, D] over a cache: out [B, M, H, D] and lse [B, H, M] (empty unless asked for).
+  m.def(
+      "decode_attention(Tensor q, Tensor lengths, Tensor window_starts, Tensor[] recent, Tensor[] high, Tensor[] low, "
+      "Tensor? k_channel_scale=None, Tensor? v_channel_scale=None, *, float scale, float? softcap=None, "
+      "int? window=None, str k_axis='token', bool rotate=False, bool return_lse=False) -> (Tensor out, Tensor lse)");
+
+  // Attention that tokens k [B, N, Hkv, D] get from probes q_probe [B, T, H, D], which see the positions up to
+  // probe_positions [B, T] (below 0: no probe): reduced over probes and the heads of a group, [B, Hkv, N]. lse [B, H,
+  // T] where it is known.
+  m.def(
+      "kv_saliency(Tensor q_probe, Tensor k, Tensor probe_positions, Tensor? lse=None, *, float scale, "
+      "str reduce='normalized_sum', float decay=1.0, float temperature=1.0, int? gumbel_seed=None) -> Tensor");
+
+  // Sorts the paged tokens of a cache with two tiers: those of highest score (scores [B, Hkv, N] by position) into
+  // high_pages [B] pages of the high tier, the others into the low one.
+  m.def(
+      "kv_retier(Tensor scores, Tensor high_pages, Tensor lengths, Tensor window_starts, Tensor[] recent, "
+      "Tensor(a!)[] high, Tensor(b!)[] low, Tensor? k_channel_scale=None, Tensor? v_channel_scale=None, *, "
+      "str k_axis='token', bool rotate=False) -> ()");
 }

@@ -5,6 +5,7 @@
 #include "core/threads.h"
 #include "tokcore/cpu/isa.h"
 #include "tokcore/cpu/measure_peak.h"
+#include "tokcore/cpu/scratch.h"
 
 namespace tokcore {
 namespace {
@@ -23,8 +24,16 @@ double measure_peak(std::string kind, double seconds) {
   check.fail("kind", "one of fma_fp32, amx_bf16, amx_int8, read", kind);
 }
 
+void expect_large_writes(const core::Tensor& tensor) {
+  const core::Checker check("expect_large_writes");
+  check.require(tensor.is_contiguous(), "tensor", "a contiguous tensor", core::shape_of(tensor));
+  cpu::expect_large_writes(tensor.mutable_data_ptr(), static_cast<size_t>(tensor.numel() * tensor.element_size()));
+}
+
 }  // namespace
 }  // namespace tokcore
+
+STABLE_TORCH_LIBRARY_IMPL(tokcore, CPU, m) { m.impl("expect_large_writes", TORCH_BOX(&tokcore::expect_large_writes)); }
 
 STABLE_TORCH_LIBRARY_IMPL(tokcore, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&tokcore::cpu_isa));

@@ -5,12 +5,36 @@ from __future__ import annotations
 import importlib.metadata
 
 from tokcore import nn
+from tokcore.kv_presets import KV_PRESETS, KVPreset, kv_balancer, kv_channel_scale
+from tokcore.ops.decode_attention import decode_attention
+from tokcore.ops.kv_append import kv_append
+from tokcore.ops.kv_quantize import Quantized, kv_quantize
+from tokcore.ops.kv_retier import kv_retier
+from tokcore.ops.kv_saliency import kv_saliency
 from tokcore.ops.linear_cross_entropy import linear_cross_entropy
 from tokcore.ops.linear_logprobs import LinearLogprobs, linear_logprobs
+from tokcore.quantized_kv_cache import QuantizedKVCache
 
 try:
     __version__ = importlib.metadata.version("tokcore")
 except importlib.metadata.PackageNotFoundError:  # a source tree on PYTHONPATH
     __version__ = "0.0.0+source"
 
-__all__ = ["LinearLogprobs", "__version__", "linear_cross_entropy", "linear_logprobs", "nn"]
+__all__ = [
+    "KV_PRESETS",
+    "KVPreset",
+    "LinearLogprobs",
+    "Quantized",
+    "QuantizedKVCache",
+    "__version__",
+    "decode_attention",
+    "kv_append",
+    "kv_balancer",
+    "kv_channel_scale",
+    "kv_quantize",
+    "kv_retier",
+    "kv_saliency",
+    "linear_cross_entropy",
+    "linear_logprobs",
+    "nn",
+]

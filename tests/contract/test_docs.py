@@ -37,7 +37,18 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
         namespace.update(test.globs)
 
 
-@pytest.mark.parametrize("op", ["linear_cross_entropy", "linear_logprobs"])
+@pytest.mark.parametrize(
+    "op",
+    [
+        "decode_attention",
+        "kv_append",
+        "kv_quantize",
+        "kv_retier",
+        "kv_saliency",
+        "linear_cross_entropy",
+        "linear_logprobs",
+    ],
+)
 def test_every_op_has_a_page_that_runs(op: str) -> None:
     assert FENCE.search((ROOT / "docs" / "ops" / f"{op}.md").read_text())
 

@@ -34,7 +34,24 @@ print(time.perf_counter() - start, *sorted(set(sys.modules) - before))
 
 
 def test_public_names() -> None:
-    assert sorted(tokcore.__all__) == ["LinearLogprobs", "__version__", "linear_cross_entropy", "linear_logprobs", "nn"]
+    assert sorted(tokcore.__all__) == [
+        "KVPreset",
+        "KV_PRESETS",
+        "LinearLogprobs",
+        "Quantized",
+        "QuantizedKVCache",
+        "__version__",
+        "decode_attention",
+        "kv_append",
+        "kv_balancer",
+        "kv_channel_scale",
+        "kv_quantize",
+        "kv_retier",
+        "kv_saliency",
+        "linear_cross_entropy",
+        "linear_logprobs",
+        "nn",
+    ]
     assert all(hasattr(tokcore, name) for name in tokcore.__all__)
 
 

@@ -2,6 +2,10 @@
 //
 //   out[32][32] (+)= a[32][K] * panel[K][32]
 //
+// The rows of out are out_stride elements apart. A load waits for every earlier store that has the same low 12 bits of
+// the address, and a tile is 4 KB when dense: while one tile is being stored, nothing can be read from a dense one
+// beside it. Two tiles with a stride of 64, row by row side by side, never meet.
+//
 // An engine says how operands are stored, packs them and multiplies. Three engines share one interface: AMX tiles for
 // bf16 (block_product_amx.h), AMX tiles for fp32 in three parts (block_product_split.h), and FMA at every
 // instruction-set level. K is walked in steps of 32; a list of steps may leave some out (a sparse product), and `step`
@@ -24,13 +28,16 @@ struct StepList {
   const int32_t* steps = nullptr;  // ascending, or null
   int first = 0;
   int count = 0;
+  bool compact = false;  // the panel holds the listed steps alone, one after the other
   int operator[](int i) const { return steps == nullptr ? first + i : steps[first + i]; }
+  int in_panel(int i) const { return compact ? first + i : (*this)[i]; }
 };
 
 template <class Operand>
 struct RowOperand {
   const Operand* data;  // [32][K]
   int64_t row_stride;
+  int64_t step_stride = kBlock;  // elements between the steps of a row
 };
 
 struct FmaEngine {
@@ -44,11 +51,12 @@ struct FmaEngine {
   static constexpr int kColumns = 2 * Vec::kLanes;
 
   template <class Step>
-  static void multiply(RowOperand<float> a, const float* panel, StepList steps, bool accumulate, float* out, Step&&) {
+  static void multiply(RowOperand<float> a, const float* panel, StepList steps, bool accumulate, float* out, Step&&,
+                       int64_t out_stride = kBlock) {
     for (int row = 0; row < kBlock; row += kRows) {
       for (int column = 0; column < kBlock; column += kColumns) {
-        multiply_rows(a.data + row * a.row_stride, a.row_stride, panel + column, steps, accumulate,
-                      out + row * kBlock + column);
+        multiply_rows({a.data + row * a.row_stride, a.row_stride, a.step_stride}, panel + column, steps, accumulate,
+                      out + row * out_stride + column, out_stride);
       }
     }
   }
@@ -102,6 +110,11 @@ struct FmaEngine {
       for (; k < padded; ++k) to[k] = 0.0f;
     }
   }
+  // Rows k and k + 1 of a panel, k even, from `column` on; as many columns as a Vec has lanes.
+  static void store_pair(Vec even, Vec odd, float* panel, uint32_t k, uint32_t column) {
+    even.store(panel + k * kBlock + column);
+    odd.store(panel + (k + 1) * kBlock + column);
+  }
   // 32 numbers of a row operand.
   static void store_row(const float* from, float* to) {
     for (int i = 0; i < kBlock; i += Vec::kLanes) Vec::load(from + i).store(to + i);
@@ -114,21 +127,20 @@ struct FmaEngine {
   }
 
  private:
-  static void multiply_rows(const float* a, int64_t row_stride, const float* panel, StepList steps, bool accumulate,
-                            float* out) {
+  static void multiply_rows(RowOperand<float> a, const float* panel, StepList steps, bool accumulate, float* out,
+                            int64_t out_stride) {
     // A pass sums from zero and joins what is there at its end: short chains of additions round less.
     Vec sum[kRows][2];
     for (int i = 0; i < kRows; ++i) sum[i][0] = sum[i][1] = Vec(0.0f);
     for (int s = 0; s < steps.count; ++s) {
-      const int64_t k0 = int64_t{steps[s]} * kBlock;
-      const float* a_block = a + k0;
-      const float* panel_block = panel + k0 * kBlock;
+      const float* a_block = a.data + steps[s] * a.step_stride;
+      const float* panel_block = panel + int64_t{steps.in_panel(s)} * kBlock * kBlock;
       for (int k = 0; k < kBlock; ++k) {
         const Vec left = Vec::load(panel_block + k * kBlock);
         const Vec right = Vec::load(panel_block + k * kBlock + Vec::kLanes);
 #pragma GCC unroll 8
         for (int i = 0; i < kRows; ++i) {
-          const Vec factor(a_block[i * row_stride + k]);
+          const Vec factor(a_block[i * a.row_stride + k]);
           sum[i][0] = fma(factor, left, sum[i][0]);
           sum[i][1] = fma(factor, right, sum[i][1]);
         }
@@ -136,7 +148,7 @@ struct FmaEngine {
     }
     for (int i = 0; i < kRows; ++i) {
       for (int j = 0; j < 2; ++j) {
-        float* cells = out + i * kBlock + j * Vec::kLanes;
+        float* cells = out + i * out_stride + j * Vec::kLanes;
         (accumulate ? Vec::load(cells) + sum[i][j] : sum[i][j]).store(cells);
       }
     }
@@ -180,7 +192,7 @@ void multiply_blocks(const RowOperand<typename Engine::Operand>* rows, float* co
     const int pass = backwards ? num_passes - 1 - i : i;
     const int begin = steps.count * pass / num_passes;
     const int end = steps.count * (pass + 1) / num_passes;
-    const StepList part = {steps.steps, steps.first + begin, end - begin};
+    const StepList part = {steps.steps, steps.first + begin, end - begin, steps.compact};
     for (int block = 0; block < num_blocks; ++block) {
       Engine::multiply(rows[block], panel, part, accumulate || i > 0, outs[block], step);
     }

@@ -1,6 +1,8 @@
 // The block product on AMX bf16 tiles: fp32 accumulation, 2 x 2 tiles of 16 x 16. Included by block_product.h alone.
 #pragma once
 
+#include "tokcore/cpu/transpose.h"
+
 namespace tokcore::cpu::TOKCORE_ISA {
 
 // One thread's tile registers, shaped for 16 rows of 64 bytes, released at the end of scope.
@@ -23,33 +25,6 @@ class TileState {
   TileState& operator=(const TileState&) = delete;
 };
 
-// Rows i of 16 dwords become columns i.
-inline void transpose_16x16_dwords(__m512i r[16]) {
-  __m512i t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-  for (int i = 0; i < 4; ++i) {
-    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-  }
-  for (int i = 0; i < 4; ++i) {
-    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-  }
-}
-
 struct AmxEngine {
   using Operand = BFloat16;
   using WorkerState = TileState;
@@ -62,15 +37,15 @@ struct AmxEngine {
 
   template <class Step>
   static void multiply(RowOperand<BFloat16> a, const BFloat16* panel, StepList steps, bool accumulate, float* out,
-                       Step&& step) {
+                       Step&& step, int64_t out_stride = kBlock) {
     const int64_t a_bytes = a.row_stride * 2;
-    constexpr int64_t kOutBytes = kBlock * 4;
+    const int64_t out_bytes = out_stride * 4;
     if (accumulate) {
       asm volatile("" ::: "memory");
-      _tile_loadd(0, out, kOutBytes);
-      _tile_loadd(1, out + 16, kOutBytes);
-      _tile_loadd(2, out + 16 * kBlock, kOutBytes);
-      _tile_loadd(3, out + 16 * kBlock + 16, kOutBytes);
+      _tile_loadd(0, out, out_bytes);
+      _tile_loadd(1, out + 16, out_bytes);
+      _tile_loadd(2, out + 16 * out_stride, out_bytes);
+      _tile_loadd(3, out + 16 * out_stride + 16, out_bytes);
     } else {
       _tile_zero(0);
       _tile_zero(1);
@@ -79,9 +54,8 @@ struct AmxEngine {
     }
     asm volatile("" ::: "memory");
     for (int s = 0; s < steps.count; ++s) {
-      const int64_t k = steps[s];
-      const BFloat16* left = a.data + k * kBlock;
-      const BFloat16* right = panel + k * kStepElements;
+      const BFloat16* left = a.data + steps[s] * a.step_stride;
+      const BFloat16* right = panel + steps.in_panel(s) * kStepElements;
       _tile_loadd(6, right, 64);
       _tile_stream_loadd(4, left, a_bytes);
       _tile_dpbf16ps(0, 4, 6);
@@ -92,10 +66,10 @@ struct AmxEngine {
       _tile_dpbf16ps(3, 5, 7);
       step();
     }
-    _tile_stored(0, out, kOutBytes);
-    _tile_stored(1, out + 16, kOutBytes);
-    _tile_stored(2, out + 16 * kBlock, kOutBytes);
-    _tile_stored(3, out + 16 * kBlock + 16, kOutBytes);
+    _tile_stored(0, out, out_bytes);
+    _tile_stored(1, out + 16, out_bytes);
+    _tile_stored(2, out + 16 * out_stride, out_bytes);
+    _tile_stored(3, out + 16 * out_stride + 16, out_bytes);
     asm volatile("" ::: "memory");
   }
 
@@ -147,6 +121,17 @@ struct AmxEngine {
     }
   }
 
+  // Rounded by integer instructions, ties away from zero: the units that convert are the ones that the arithmetic of a
+  // softmax waits for. (A NaN stays one unless all its bits are set, which no arithmetic on bf16 gives.)
+  static void store_pair(Vec even, Vec odd, BFloat16* panel, uint32_t k, uint32_t column) {
+    const __m512i half = _mm512_set1_epi32(0x8000);
+    const __m512i upper_halves = _mm512_set4_epi32(0x80800f0e, 0x80800b0a, 0x80800706, 0x80800302);
+    const __m512i low = _mm512_shuffle_epi8(_mm512_add_epi32(_mm512_castps_si512(even.v), half), upper_halves);
+    const __m512i high = _mm512_add_epi32(_mm512_castps_si512(odd.v), half);
+    BFloat16* tile = panel + k / kBlock * kStepElements + column / 16 * kTileElements;
+    constexpr __mmask32 kHighWords = 0xaaaaaaaa;
+    _mm512_storeu_si512(tile + k % kBlock / 2 * kBlock, _mm512_mask_mov_epi16(low, kHighWords, high));
+  }
   static void store_row(const float* from, BFloat16* to) {
     for (int i = 0; i < kBlock; i += Vec::kLanes) Vec::load(from + i).store(to + i);
   }

@@ -45,7 +45,7 @@ struct SplitEngine {
 
   template <class Step>
   static void multiply(RowOperand<SplitFloat> a, const SplitFloat* panel, StepList steps, bool accumulate, float* out,
-                       Step&& step) {
+                       Step&& step, int64_t out_stride = kBlock) {
     const int64_t a_bytes = a.row_stride * static_cast<int64_t>(sizeof(SplitFloat));
     for (int half = 0; half < 2; ++half) {
       const char* rows = reinterpret_cast<const char*>(a.data + half * 16 * a.row_stride);
@@ -57,8 +57,8 @@ struct SplitEngine {
       _tile_zero(5);
       asm volatile("" ::: "memory");
       for (int s = 0; s < steps.count; ++s) {
-        const char* left = rows + steps[s] * kParts * kPartBytes;
-        const char* right = reinterpret_cast<const char*>(panel) + steps[s] * kStepBytes;
+        const char* left = rows + steps[s] * a.step_stride * static_cast<int64_t>(sizeof(SplitFloat));
+        const char* right = reinterpret_cast<const char*>(panel) + steps.in_panel(s) * kStepBytes;
         // Tile 6 holds the rows, tile 7 the columns, in an order that changes one of them at a time.
         _tile_stream_loadd(6, left, a_bytes);
         _tile_loadd(7, right, 64);
@@ -89,7 +89,7 @@ struct SplitEngine {
         _tile_dpbf16ps(5, 6, 7);
         if (half == 0) step();
       }
-      join(accumulate, out + half * 16 * kBlock);
+      join(accumulate, out + half * 16 * out_stride, out_stride);
     }
   }
 
@@ -144,6 +144,15 @@ struct SplitEngine {
     }
   }
 
+  static void store_pair(Vec even, Vec odd, SplitFloat* panel, uint32_t k, uint32_t column) {
+    const SplitVec low(even), high(odd);
+    char* to = reinterpret_cast<char*>(panel) + k / kBlock * kStepBytes + k % kBlock / 2 * 64;
+    for (int part = 0; part < kParts; ++part) {
+      const __m512i pairs = _mm512_or_si512(_mm512_cvtepu16_epi32(low.parts[part]),
+                                            _mm512_slli_epi32(_mm512_cvtepu16_epi32(high.parts[part]), 16));
+      _mm512_storeu_si512(to + (part * 2 + column / 16) * kTileBytes, pairs);
+    }
+  }
   static void store_row(const float* from, SplitFloat* to) { store_step(Step32(from, kBlock), to); }
 
   // to[j] = column j of a 32 x 32 block, 16 of them.
@@ -194,7 +203,7 @@ struct SplitEngine {
 
   // out (16 rows of 32) = (out +) h h' + ((h m' + m h') + (h l' + m m' + l h')). Where h h' is inf or NaN the rest is
   // left out: there it may be inf times 0.
-  static void join(bool accumulate, float* out) {
+  static void join(bool accumulate, float* out, int64_t out_stride) {
     alignas(64) float sums[6][16 * 16];
     _tile_stored(0, sums[0], 64);
     _tile_stored(1, sums[1], 64);
@@ -208,7 +217,7 @@ struct SplitEngine {
         const Vec great = Vec::load(sums[half] + row * 16);
         const Vec small = Vec::load(sums[2 + half] + row * 16) + Vec::load(sums[4 + half] + row * 16);
         const Vec sum = select(not_finite(great), great, great + small);
-        float* cells = out + row * kBlock + half * 16;
+        float* cells = out + row * out_stride + half * 16;
         (accumulate ? Vec::load(cells) + sum : sum).store(cells);
       }
     }

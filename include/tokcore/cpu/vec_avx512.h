@@ -66,6 +66,10 @@ inline ExponentSplit split_exponent(Vec y) {
 }
 inline Vec scale_by_exponent(Vec p, Vec whole) { return _mm512_scalef_ps(p.v, whole.v); }
 
+// y - floor(y) and p * 2^floor(y).
+inline Vec fraction_above_floor(Vec y) { return _mm512_reduce_ps(y.v, _MM_FROUND_TO_NEG_INF); }
+inline Vec scale_by_floor(Vec p, Vec y) { return _mm512_scalef_ps(p.v, y.v); }
+
 // The upper half of each lane's bits, rounded towards +inf: a bound from above in 16 bits.
 inline void store_upper_bound(Vec a, uint16_t* p) {
   const __m512i bits = _mm512_castps_si512(a.v);

@@ -1,0 +1,61 @@
+// The block that comes next, fetched into L2 while the current one is worked on. Memory is kept busy throughout: its
+// lines are spread over scores, softmax and weighted sums by the share of the time that each takes.
+#pragma once
+
+#include "tokcore/kv_cache/decode_blocks.h"
+#include "tokcore/kv_cache/pages.h"
+
+namespace tokcore::cpu::TOKCORE_ISA {
+
+class BlockPrefetcher {
+ public:
+  // `next` may be null.
+  explicit BlockPrefetcher(const Block* next) : next_(next) {
+    if (next == nullptr) return;
+    for (int64_t i = 0; i < next->num_segments; ++i) total_ += lines_of(2 * i) + lines_of(2 * i + 1);
+  }
+
+  // `done` of `total` portions of the current keys or values are worked on.
+  void operator()(PageKind kind, int64_t done, int64_t total) {
+    const bool keys = kind == PageKind::kKeys;
+    advance(keys ? 0 : kScores + kSoftmax, keys ? kScores : kHundred - kScores - kSoftmax, min(done, total), total);
+  }
+  // … or of its rows of scores.
+  void after_softmax(int64_t done, int64_t total) { advance(kScores, kSoftmax, done, total); }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  static constexpr int64_t kHundred = 100, kScores = 40, kSoftmax = 20;  // percent of a block's time
+
+  // Pieces are the keys and values of the segments in turn.
+  const char* data_of(int64_t piece) const {
+    const Segment& segment = next_->segments[piece / 2];
+    return piece % 2 == 0 ? segment.k : segment.v;
+  }
+  int64_t lines_of(int64_t piece) const {
+    const Segment& segment = next_->segments[piece / 2];
+    return ceil_div(piece % 2 == 0 ? segment.k_bytes : segment.v_bytes, kLine);
+  }
+
+  void advance(int64_t start, int64_t share, int64_t done, int64_t total) {
+    if (next_ == nullptr) return;
+    const int64_t wanted = total_ * (start * total + share * done) / (kHundred * total);
+    while (issued_ < wanted) {
+      const int64_t lines = lines_of(piece_);
+      const int64_t count = min(lines - line_, wanted - issued_);
+      const char* data = data_of(piece_) + line_ * kLine;
+      for (int64_t i = 0; i < count; ++i) __builtin_prefetch(data + i * kLine, 0, 2);
+      issued_ += count;
+      line_ += count;
+      if (line_ == lines) {
+        line_ = 0;
+        ++piece_;
+      }
+    }
+  }
+
+  const Block* next_;
+  int64_t total_ = 0, issued_ = 0, piece_ = 0, line_ = 0;
+};
+
+}  // namespace tokcore::cpu::TOKCORE_ISA
