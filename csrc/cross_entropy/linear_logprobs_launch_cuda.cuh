@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cross_entropy/linear_cross_entropy_chunked_cuda.cuh"
+#include "cross_entropy/linear_logprobs_run_backward_cuda.cuh"
 
 namespace tokcore {
 namespace cross_entropy {
