@@ -15,9 +15,9 @@ class Agreement:
 
     ``relative``: mean over steps of |L_tokcore - L_eager| / L_eager, at most the unit roundoff of bf16, 2^-8.
     ``difference``: mean of |L_tokcore - L_eager| (nats), at most ``allowed`` = 2 ``control`` + ``floor``. The control
-    is the same distance between eager and eager with logits upcast to fp32: two roundings of one function, which
-    training amplifies alike. The floor is the rounding of the plotted values themselves, the mean of T losses of which
-    each is rounded to bf16: 2^-8 L / sqrt(T).
+    is the same distance between eager and eager with operands upcast to fp32, whose logits are not rounded to bf16: two
+    roundings of one function, which training amplifies alike. The floor is the rounding of the plotted values
+    themselves, the mean of T losses of which each is rounded to bf16: 2^-8 L / sqrt(T).
     """
 
     relative: float

@@ -28,8 +28,11 @@ def eager_loss(e: Tensor, c: Tensor, targets: Tensor) -> Tensor:
 
 
 def eager_upcast_loss(e: Tensor, c: Tensor, targets: Tensor) -> Tensor:
-    """Eager with logits upcast to fp32 before the softmax: the same function with another, equally valid, rounding."""
-    return F.cross_entropy(F.linear(e, c).float(), targets)
+    """Eager with its operands upcast to fp32: the same function, its logits not rounded to bf16.
+
+    An equally valid rounding, and the one that tokcore's logits have too.
+    """
+    return F.cross_entropy(F.linear(e.float(), c.float()), targets)
 
 
 LOSSES: Mapping[str, Loss] = {"tokcore": tokcore_loss, "eager": eager_loss, "eager upcast": eager_upcast_loss}
