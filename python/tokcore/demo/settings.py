@@ -19,8 +19,8 @@ class DemoSettings:
 
     At the 1 TFLOP/s that bf16 matrix products reach on two cores with AMX, loss and body are 70 to 90 ms of arithmetic.
     The eager loss adds some ten passes over the [T, V] logits (67 MB in bf16, 134 MB in fp32). Measured per step: body
-    and optimizer 0.12 s; the losses' share is printed at the end of every run. Three trainings side by side take 1 s per
-    step on a quiet machine and up to twice that on a busy one; the tokenizer and the pictures take half a minute more.
+    and optimizer 0.12 s; the losses' share is printed at the end of every run. Three trainings side by side take 1 s
+    per step on a quiet machine and up to twice that on a busy one; tokenizer and pictures take half a minute more.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
