@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from tokcore.demo.act import ActContext
+from tokcore.demo.acts import ACTS
 from tokcore.demo.agreement import judge_agreement
 from tokcore.demo.checkpoint import default_cache, save_checkpoint
 from tokcore.demo.corpus import load_corpus
@@ -21,7 +23,7 @@ from tokcore.demo.probe import gradient_errors
 from tokcore.demo.progress import Progress
 from tokcore.demo.render_html import write_html
 from tokcore.demo.render_png import write_pngs
-from tokcore.demo.report import Report, print_report
+from tokcore.demo.report import Report, print_paths, print_report
 from tokcore.demo.score import WINDOWS_PER_BATCH, score_document, scoring_windows
 from tokcore.demo.settings import FULL, QUICK, DemoSettings
 from tokcore.demo.tables import write_tables
@@ -90,9 +92,19 @@ def run(
             pictures += make()
             stage.advance(pictures[-1].name)
     data = write_tables(out, training, costs, scored)
-    report = Report(training, agreement, costs, errors, scored, pictures, data, checkpoint, progress.seconds)
+    report = Report(training, agreement, costs, errors, scored)
     print_report(report, progress.console)
-    return 0 if agreement.passed else 1
+    passed = agreement.passed
+    context = ActContext(ours.model, tokenizer, corpus, tokens, settings, quick, out, cache, progress)
+    for act in ACTS:
+        result = act(context)
+        for part in result.report:
+            progress.console.print(part, highlight=False)
+        pictures += result.pictures
+        data += result.data
+        passed = passed and result.passed
+    print_paths(pictures, data, checkpoint, progress)
+    return 0 if passed else 1
 
 
 def _default_console() -> Console:

@@ -13,6 +13,7 @@ from rich.table import Table
 from tokcore.demo.agreement import BF16_UNIT_ROUNDOFF, Agreement
 from tokcore.demo.costs import LossCost
 from tokcore.demo.probe import GradientError
+from tokcore.demo.progress import Progress
 from tokcore.demo.score import ScoredText
 from tokcore.demo.train import Training
 from tokcore.testing.memory import PeakMemory
@@ -35,14 +36,10 @@ class Report:
     costs: Sequence[LossCost]
     gradient_errors: Sequence[GradientError]
     scored: ScoredText
-    pictures: Sequence[Path]
-    data: Sequence[Path]
-    checkpoint: Path
-    seconds: float
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print the tables, the verdict and the paths of what was written."""
+    """Print the tables and the verdict."""
     console.print(_cost_table(report))
     console.print(_gradient_table(report.gradient_errors))
     console.print(_filter_table(report))
@@ -50,9 +47,13 @@ def print_report(report: Report, console: Console) -> None:
     rounding = next(error.grad_e for error in report.gradient_errors if error.name == "tokcore")
     console.print(WHY_EXACT.format(filter=worst, rounding=rounding), style="dim", highlight=False)
     console.print(_held_out_table(report.scored))
-    console.print(_path_table(report))
     console.print(*verdict(report.agreement), sep="\n", highlight=False)
-    console.print(f"demo took {report.seconds:.0f} s", highlight=False)
+
+
+def print_paths(pictures: Sequence[Path], data: Sequence[Path], checkpoint: Path, progress: Progress) -> None:
+    """Print where everything was written, and how long it took."""
+    progress.console.print(_path_table(pictures, data, checkpoint))
+    progress.console.print(f"demo took {progress.seconds:.0f} s", highlight=False)
 
 
 def verdict(agreement: Agreement) -> list[str]:
@@ -156,11 +157,11 @@ def _held_out_table(scored: ScoredText) -> Table:
     return table
 
 
-def _path_table(report: Report) -> Table:
+def _path_table(pictures: Sequence[Path], data: Sequence[Path], checkpoint: Path) -> Table:
     table = Table(title="Written", title_justify="left", title_style="bold", show_header=False)
     table.add_column("what")
     table.add_column("path", overflow="fold")
-    for kind, paths in (("picture", report.pictures), ("data", report.data), ("checkpoint", [report.checkpoint])):
+    for kind, paths in (("picture", pictures), ("data", data), ("checkpoint", [checkpoint])):
         for path in paths:
             table.add_row(kind, escape(str(path)))
     return table
