@@ -47,6 +47,25 @@ STABLE_TORCH_LIBRARY(tokcore, m) {
       "bool need_e=True, bool need_c=True, bool need_bias=False) -> "
       "(Tensor loss, Tensor lse, Tensor logits, Tensor logit_sum, Tensor grad_e, Tensor grad_c, Tensor grad_bias)");
 
+  // Letters of attention: B batch, H query heads, Hkv key heads, M queries, N keys, D head size. q [B, H, M, D]; k and
+  // v [B, Hkv, N, D]; mask_bits int32 [1 or B, 1 or H, ceil(M/block_m), ceil(ceil(N/block_n)/32)], one bit a block. out
+  // [B, H, M, D] and lse [B, H, M] of softmax(scale q k^T) v over the kept blocks; empty rows give 0 and -inf.
+  m.def(
+      "block_sparse_attention_forward(Tensor q, Tensor k, Tensor v, Tensor mask_bits, int block_m, int block_n, *, "
+      "float scale, bool causal=False) -> (Tensor out, Tensor lse)");
+
+  // Gradients of out and lse with respect to q, k and v, the weights recomputed from lse.
+  m.def(
+      "block_sparse_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
+      "Tensor mask_bits, int block_m, int block_n, Tensor? grad_lse=None, *, float scale, bool causal=False, "
+      "bool need_q=True, bool need_k=True, bool need_v=True) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
+
+  // A statistic of softmax(scale q k^T) over every block, [B, H, ceil(M/block_m), ceil(N/block_n)] fp32: stat is sum,
+  // max, count_above (threshold) or incoherence (greatest weight over the mean).
+  m.def(
+      "attention_block_scores(Tensor q, Tensor k, int block_m, int block_n, *, float scale, bool causal=False, "
+      "str stat=\"sum\", float threshold=0.001) -> Tensor");
+
   // Letters of the KV cache: B sequences, Hkv heads of keys and values, H query heads, N tokens, D channels; M leading
   // items, C rows of channel scales.
 

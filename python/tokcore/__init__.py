@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 
-from tokcore import nn
+from tokcore import masks, nn
+from tokcore.block_mask import BlockMask
 from tokcore.kv_presets import KV_PRESETS, KVPreset, kv_balancer, kv_channel_scale
+from tokcore.ops.attention_block_scores import attention_block_scores
+from tokcore.ops.block_sparse_attention import block_sparse_attention
 from tokcore.ops.decode_attention import decode_attention
 from tokcore.ops.kv_append import kv_append
 from tokcore.ops.kv_quantize import Quantized, kv_quantize
@@ -22,11 +25,14 @@ except importlib.metadata.PackageNotFoundError:  # a source tree on PYTHONPATH
 
 __all__ = [
     "KV_PRESETS",
+    "BlockMask",
     "KVPreset",
     "LinearLogprobs",
     "Quantized",
     "QuantizedKVCache",
     "__version__",
+    "attention_block_scores",
+    "block_sparse_attention",
     "decode_attention",
     "kv_append",
     "kv_balancer",
@@ -36,5 +42,6 @@ __all__ = [
     "kv_saliency",
     "linear_cross_entropy",
     "linear_logprobs",
+    "masks",
     "nn",
 ]

@@ -40,6 +40,9 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     "op",
     [
+        "attention_block_scores",
+        "block_mask",
+        "block_sparse_attention",
         "decode_attention",
         "kv_append",
         "kv_quantize",

@@ -35,12 +35,15 @@ print(time.perf_counter() - start, *sorted(set(sys.modules) - before))
 
 def test_public_names() -> None:
     assert sorted(tokcore.__all__) == [
+        "BlockMask",
         "KVPreset",
         "KV_PRESETS",
         "LinearLogprobs",
         "Quantized",
         "QuantizedKVCache",
         "__version__",
+        "attention_block_scores",
+        "block_sparse_attention",
         "decode_attention",
         "kv_append",
         "kv_balancer",
@@ -50,6 +53,7 @@ def test_public_names() -> None:
         "kv_saliency",
         "linear_cross_entropy",
         "linear_logprobs",
+        "masks",
         "nn",
     ]
     assert all(hasattr(tokcore, name) for name in tokcore.__all__)

@@ -40,6 +40,21 @@ struct RowOperand {
   int64_t step_stride = kBlock;  // elements between the steps of a row
 };
 
+// block[i][c] = rows[i][column + c] of 32 x 32 elements; missing rows (null) and columns give 0.
+template <class T>
+void load_block(const T* const* rows, int64_t column, int64_t num_columns, float* block) {
+  const int64_t width = min(num_columns - column, kBlock);
+  for (int row = 0; row < kBlock; ++row) {
+    const T* from = rows[row];
+    float* to = block + row * kBlock;
+    if (from != nullptr && width == kBlock) {
+      for (int i = 0; i < kBlock; i += Vec::kLanes) Vec::load(from + column + i).store(to + i);
+    } else {
+      for (int64_t i = 0; i < kBlock; ++i) to[i] = from != nullptr && i < width ? to_float(from[column + i]) : 0.0f;
+    }
+  }
+}
+
 struct FmaEngine {
   using Operand = float;
   struct WorkerState {};
@@ -109,6 +124,14 @@ struct FmaEngine {
       }
       for (; k < padded; ++k) to[k] = 0.0f;
     }
+  }
+  // Row operand of 32 rows and one step: out[c][i] = rows[i][column + c]; missing rows (null) and columns give 0.
+  template <class T>
+  static void pack_transposed_block(const T* const* rows, int64_t column, int64_t num_columns, float* out) {
+    float block[kBlock * kBlock];
+    load_block(rows, column, num_columns, block);
+    store_transposed_half(block, out, kBlock);
+    store_transposed_half(block + kBlock / 2, out + kBlock / 2 * kBlock, kBlock);
   }
   // Rows k and k + 1 of a panel, k even, from `column` on; as many columns as a Vec has lanes.
   static void store_pair(Vec even, Vec odd, float* panel, uint32_t k, uint32_t column) {

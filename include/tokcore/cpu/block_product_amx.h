@@ -121,6 +121,29 @@ struct AmxEngine {
     }
   }
 
+  static void pack_transposed_block(const BFloat16* const* rows, int64_t column, int64_t num_columns, BFloat16* out) {
+    const int64_t width = min(num_columns - column, kBlock);
+    const __mmask32 mask = width == kBlock ? ~__mmask32{0} : (__mmask32{1} << width) - 1;
+    auto load = [&](int row) {
+      return rows[row] == nullptr ? _mm512_setzero_si512() : _mm512_maskz_loadu_epi16(mask, rows[row] + column);
+    };
+    alignas(64) static constexpr uint16_t kPairs[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                                        8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+    const __m512i left = _mm512_load_si512(kPairs);
+    const __m512i right = _mm512_add_epi16(left, _mm512_set1_epi16(16));
+    __m512i low[16], high[16];  // pairs of rows of columns 0-15 and 16-31
+    for (int i = 0; i < 16; ++i) {
+      const __m512i even = load(2 * i), odd = load(2 * i + 1);
+      low[i] = _mm512_permutex2var_epi16(even, left, odd);
+      high[i] = _mm512_permutex2var_epi16(even, right, odd);
+    }
+    transpose_16x16_dwords(low);
+    transpose_16x16_dwords(high);
+    for (int i = 0; i < 16; ++i) {
+      _mm512_storeu_si512(out + i * kBlock, low[i]);
+      _mm512_storeu_si512(out + (i + 16) * kBlock, high[i]);
+    }
+  }
   // Rounded by integer instructions, ties away from zero: the units that convert are the ones that the arithmetic of a
   // softmax waits for. (A NaN stays one unless all its bits are set, which no arithmetic on bf16 gives.)
   static void store_pair(Vec even, Vec odd, BFloat16* panel, uint32_t k, uint32_t column) {

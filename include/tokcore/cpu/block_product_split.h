@@ -144,6 +144,13 @@ struct SplitEngine {
     }
   }
 
+  template <class T>
+  static void pack_transposed_block(const T* const* rows, int64_t column, int64_t num_columns, SplitFloat* out) {
+    alignas(64) float block[kBlock * kBlock];
+    load_block(rows, column, num_columns, block);
+    store_transposed_half(block, out, kBlock);
+    store_transposed_half(block + kBlock / 2, out + kBlock / 2 * kBlock, kBlock);
+  }
   static void store_pair(Vec even, Vec odd, SplitFloat* panel, uint32_t k, uint32_t column) {
     const SplitVec low(even), high(odd);
     char* to = reinterpret_cast<char*>(panel) + k / kBlock * kStepBytes + k % kBlock / 2 * 64;

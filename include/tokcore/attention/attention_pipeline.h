@@ -1,0 +1,351 @@
+// One worker's stream of query blocks. For one or two panels of 32 queries and up to kUnitTiles kept tiles of 32 keys
+// (a unit) it makes, tile by tile,
+//
+//   scores^T = K Q^T    A = rows of K, panel = Q^T     [32 keys][32 queries]
+//   weights             TileSoftmax, stored as the panel of the second product
+//   out^T += V^T P^T    A = columns of V, panel = P^T  [32 of D][32 queries], once per unit and 32 of D
+//
+// Two panels share a unit so that keys and values come from the second-level cache half as often: its supply, not the
+// matrix unit, is what large head sizes wait for.
+//
+// The three overlap: while the matrix unit makes the scores of one tile and a part of the second product of the unit
+// before, the vector units turn the previous tile into weights. The stream does not stop between query blocks.
+#pragma once
+
+#include "tokcore/attention/tile_softmax.h"
+#include "tokcore/cpu/scratch.h"
+#include "tokcore/cpu/transpose.h"
+
+namespace tokcore::cpu::TOKCORE_ISA {
+
+// The keys and values of one head, shared by all query blocks that need them.
+template <class Engine, class T>
+struct KeyValueTiles {
+  RowTiles<Engine, T> keys;
+  TransposedTiles<Engine, T> values;
+};
+
+template <class Engine, class T>
+class AttentionPipeline {
+ public:
+  using Operand = typename Engine::Operand;
+
+  AttentionPipeline(const BlockSparseAttentionForwardParams& params, Arena& arena)
+      : params_(params), softmax_(params.scale), head_steps_(ceil_div(params.shape.head_dim, kBlock)) {
+    const int64_t panels = params.mask.block_m / kBlock;
+    const int64_t tiles = ceil_div(params.shape.key_length, kBlock);
+    for (Context& context : contexts_) {
+      context.queries = arena.take<Operand>(panels * head_steps_ * kTileCells);
+      context.sums = arena.take<float>(panels * head_steps_ * kTileCells);
+      context.references = arena.take<float>(panels * kBlock);
+      context.weight_sums = arena.take<float>(panels * kBlock);
+      context.tiles = arena.take<int32_t>(tiles);
+    }
+    for (auto& panels : weights_) {
+      for (Operand*& panel : panels) panel = arena.take<Operand>(kUnitTiles * kTileCells);
+    }
+    scores_[0] = arena.take<float>(2 * kTileCells);
+    scores_[1] = scores_[0] + kBlock;
+  }
+
+  // Starts one query block; its results are written some units later, at the latest by drain().
+  void run(const KeyValueTiles<Engine, T>& head_tiles, int64_t batch, int64_t head, int64_t block_row) {
+    Context& context = contexts_[next_context_];
+    const AttentionShape& shape = params_.shape;
+    context.head_tiles = &head_tiles;
+    context.batch = batch;
+    context.head = head;
+    context.first_row = block_row * params_.mask.block_m;
+    context.num_rows = min(shape.query_length - context.first_row, params_.mask.block_m);
+    list_tiles(context, params_.mask.row(batch, head, block_row));
+    pack_queries(context);
+    context.units_left = 0;
+    for (int64_t panel = 0; panel < context.num_panels(); panel += kTogether) {
+      context.units_left += ceil_div(context.most_tiles(panel), kUnitTiles);
+    }
+    if (context.units_left == 0) return write_results(context);
+    next_context_ = (next_context_ + 1) % kContexts;
+    for (int64_t first = 0; first < context.most_tiles(context.num_panels() - 1); first += kUnitTiles) {
+      for (int64_t panel = 0; panel < context.num_panels(); panel += kTogether) {
+        if (first < context.most_tiles(panel)) run_unit(context, panel, first);
+      }
+    }
+  }
+
+  // Finishes what is under way.
+  void drain() {
+    if (!filling_.exists()) return;
+    softmax_.prepare();
+    finish_weights(0, kEverything);
+    ready_ = filling_;
+    filling_ = Unit();
+    multiply_values(kEverything);
+  }
+
+ private:
+  static constexpr int kUnitTiles = Engine::kStepsPerPass < 8 ? Engine::kStepsPerPass : 8;
+  static constexpr int kTogether = 2;  // panels of a unit
+  static constexpr int kMostPanels = 4;
+  static constexpr int64_t kEverything = INT64_MAX;
+  // A block's last products are made in the first stage of the second unit after it, which may belong to the second
+  // block after it.
+  static constexpr int kContexts = 3;
+  using Softmax = TileSoftmax<Engine, sizeof(Operand) == 2>;
+
+  // A query block under way.
+  struct Context {
+    const KeyValueTiles<Engine, T>* head_tiles;
+    int64_t batch, head, first_row, num_rows;
+    int64_t units_left;
+    int64_t num_tiles[kMostPanels];  // of `tiles` that a panel sees
+    bool has_sums[kMostPanels];
+    PanelStatistics statistics[kMostPanels];
+    Operand* queries;    // [panels][D/32 steps] panels of Q^T
+    float* sums;         // [panels][D/32][32][32] out^T before the division
+    float* references;   // [panels][32]
+    float* weight_sums;  // [panels][32]
+    int32_t* tiles;      // kept key tiles, ascending
+
+    int64_t num_panels() const { return ceil_div(num_rows, kBlock); }
+    // Of the panels that share units with `panel`: the last sees the most.
+    int64_t most_tiles(int64_t panel) const {
+      return num_tiles[min(panel / kTogether * kTogether + kTogether, num_panels()) - 1];
+    }
+  };
+
+  // One panel's part of a unit.
+  struct Strand {
+    int64_t panel;
+    int count;          // tiles that the panel sees
+    Operand* weights;   // [kUnitTiles] rows of a panel
+    int first_weights;  // tiles before it are in the sums already
+  };
+  struct Unit {
+    Context* context = nullptr;
+    const int32_t* tiles = nullptr;
+    Strand strands[kTogether];
+    int num_strands = 0;
+    int num_stages = 0;        // tiles of all strands
+    int64_t next_product = 0;  // of the second products: strand by strand of the first 32 of D, then of the next, …
+
+    bool exists() const { return context != nullptr; }
+  };
+
+  void list_tiles(Context& context, const uint32_t* row) {
+    const AttentionShape& shape = params_.shape;
+    const int64_t block_n = params_.mask.block_n;
+    const auto keys_seen = [&](int64_t last_row) {
+      const int64_t end = last_row + 1 + shape.causal_offset();
+      return params_.causal ? max(min(shape.key_length, end), 0) : shape.key_length;
+    };
+    const int64_t end = keys_seen(context.first_row + context.num_rows - 1);
+    int64_t count = 0;
+    for_each_kept_block(row, ceil_div(end, block_n), [&](int64_t column) {
+      const int64_t last = min((column + 1) * block_n, end);
+      for (int64_t key = column * block_n; key < last; key += kBlock) {
+        context.tiles[count++] = static_cast<int32_t>(key / kBlock);
+      }
+    });
+    for (int64_t panel = 0; panel < context.num_panels(); ++panel) {
+      const int64_t last_row = min((panel + 1) * kBlock, context.num_rows) - 1;
+      const int64_t seen = keys_seen(context.first_row + last_row);
+      int64_t visible = count;
+      while (visible > 0 && context.tiles[visible - 1] * kBlock >= seen) --visible;
+      context.num_tiles[panel] = visible;
+      context.has_sums[panel] = false;
+      context.statistics[panel] = {context.references + panel * kBlock, context.weight_sums + panel * kBlock, true};
+    }
+  }
+
+  void pack_queries(const Context& context) {
+    const AttentionShape& shape = params_.shape;
+    const int64_t first = context.first_row;
+    Rows<T> rows = rows_of_head<T>(params_.q, context.batch, context.head, context.num_rows, shape.head_dim);
+    rows.data += first * rows.stride;
+    for (int64_t panel = 0; panel < context.num_panels(); ++panel) {
+      const T* pointers[kBlock];
+      rows.tile(panel, pointers);
+      Engine::pack_transposed(pointers, shape.head_dim, queries(context, panel));
+    }
+  }
+
+  Operand* queries(const Context& context, int64_t panel) const {
+    return context.queries + panel * head_steps_ * kTileCells;
+  }
+  float* sums(const Context& context, int64_t panel, int64_t chunk) const {
+    return context.sums + (panel * head_steps_ + chunk) * kTileCells;
+  }
+
+  void run_unit(Context& context, int64_t first_panel, int64_t first_tile) {
+    Unit unit;
+    unit.context = &context;
+    unit.tiles = context.tiles + first_tile;
+    for (int64_t panel = first_panel; panel < min(first_panel + kTogether, context.num_panels()); ++panel) {
+      const int count = static_cast<int>(min(context.num_tiles[panel] - first_tile, kUnitTiles));
+      if (count <= 0) continue;
+      unit.strands[unit.num_strands] = {panel, count, weights_[weights_parity_][unit.num_strands], 0};
+      ++unit.num_strands;
+      unit.num_stages += count;
+    }
+    weights_parity_ ^= 1;
+    int stage = 0;
+    for (int i = 0; i < unit.strands[unit.num_strands - 1].count; ++i) {
+      for (int strand = 0; strand < unit.num_strands; ++strand) {
+        if (i < unit.strands[strand].count) run_stage(unit, strand, i, stage++);
+      }
+    }
+  }
+
+  // Makes the scores of tile i for one strand, the weights of the tile before and a share of the ready unit's second
+  // products. Stage 0 turns the last tile of the unit before into weights; that unit is ready from stage 1 on, until
+  // stage 0 of the next.
+  void run_stage(const Unit& unit, int strand, int i, int stage) {
+    const int64_t panel = unit.strands[strand].panel;
+    // A part of the weights goes between the steps of this product, the rest between those of a second product.
+    const bool weighs = filling_.exists();
+    const uint32_t end = weighs ? Softmax::kPortions / 2 : 0;
+    uint32_t portion = 0;
+    if (weighs) softmax_.prepare();
+    Engine::multiply(
+        unit.context->head_tiles->keys[unit.tiles[i]], queries(*unit.context, panel), whole_head(), false,
+        scores_[scores_parity_],
+        [&]() __attribute__((always_inline)) {
+          if (portion < end) softmax_.add_weights(portion++);
+        },
+        kScoreStride);
+    if (weighs) {
+      const int64_t products = head_steps_ * ready_.num_strands * stage / unit.num_stages;
+      finish_weights(portion, stage == 0 ? kEverything : products);
+    }
+    if (stage == 0) {
+      ready_ = filling_;
+      filling_ = unit;
+    }
+    const int64_t first_query = unit.context->first_row + panel * kBlock;
+    softmax_.begin(scores_[scores_parity_], TileBounds::of(params_.shape, params_.causal, first_query, unit.tiles[i]),
+                   &unit.context->statistics[panel], unit.strands[strand].weights, i);
+    filled_strand_ = strand;
+    filled_ = i;
+    scores_parity_ ^= 1;
+  }
+  StepList whole_head() const { return {nullptr, 0, static_cast<int>(head_steps_)}; }
+
+  // Makes the weights of the tile that was begun, from a portion on, and meanwhile the ready unit's second products
+  // below `products`.
+  void finish_weights(uint32_t portion, int64_t products) {
+    if (ready_.exists() && ready_.next_product < products) {
+      multiply_next([&]() __attribute__((always_inline)) {
+        if (portion < Softmax::kPortions) softmax_.add_weights(portion++);
+      });
+    }
+    for (; portion < Softmax::kPortions; ++portion) softmax_.add_weights(portion);
+    if (softmax_.exceeds()) {
+      raise_references();
+      for (portion = 0; portion < Softmax::kPortions; ++portion) softmax_.add_weights(portion);
+    }
+    softmax_.join();
+    multiply_values(products);
+  }
+
+  // Adds the weights of tiles [first_weights, end) of a strand to 32 of D of its sums.
+  template <class Step>
+  void multiply_chunk(const Unit& unit, const Strand& strand, int64_t chunk, int end, Step&& step) {
+    Context& context = *unit.context;
+    Engine::multiply(context.head_tiles->values.columns(chunk), strand.weights,
+                     {unit.tiles, strand.first_weights, end - strand.first_weights, true},
+                     context.has_sums[strand.panel], sums(context, strand.panel, chunk), step);
+  }
+  template <class Step>
+  void multiply_next(Step&& step) {
+    const Strand& strand = ready_.strands[ready_.next_product % ready_.num_strands];
+    multiply_chunk(ready_, strand, ready_.next_product / ready_.num_strands, strand.count, step);
+    ++ready_.next_product;
+  }
+  void multiply_values(int64_t products) {
+    if (!ready_.exists()) return;
+    const int64_t all = head_steps_ * ready_.num_strands;
+    while (ready_.next_product < min(products, all)) multiply_next(NoStep());
+    if (ready_.next_product < all) return;
+    Context& context = *ready_.context;
+    for (int i = 0; i < ready_.num_strands; ++i) context.has_sums[ready_.strands[i].panel] = true;
+    ready_ = Unit();
+    if (--context.units_left == 0) write_results(context);
+  }
+
+  // A score is far above its reference: first the sums take in all weights made so far, then they shrink.
+  void raise_references() {
+    multiply_values(kEverything);
+    Context& context = *filling_.context;
+    Strand& strand = filling_.strands[filled_strand_];
+    const int64_t panel = strand.panel;
+    if (filled_ > strand.first_weights) {
+      for (int64_t chunk = 0; chunk < head_steps_; ++chunk) multiply_chunk(filling_, strand, chunk, filled_, NoStep());
+      context.has_sums[panel] = true;
+      strand.first_weights = filled_;
+    }
+    softmax_.raise_references([&](int i, Vec factor) {
+      if (!context.has_sums[panel]) return;
+      for (int64_t row = 0; row < head_steps_ * kBlock; ++row) {
+        float* cells = sums(context, panel, 0) + row * kBlock + i * Vec::kLanes;
+        (Vec::load(cells) * factor).store(cells);
+      }
+    });
+  }
+
+  void write_results(const Context& context) {
+    const AttentionShape& shape = params_.shape;
+    const int64_t first = (context.batch * shape.num_heads + context.head) * shape.query_length + context.first_row;
+    T* out = static_cast<T*>(params_.out) + first * shape.head_dim;
+    float* lse = params_.lse + first;
+    for (int64_t panel = 0; panel < context.num_panels(); ++panel) {
+      const int64_t row = panel * kBlock;
+      const int64_t num_rows = min(context.num_rows - row, kBlock);
+      const PanelStatistics& statistics = context.statistics[panel];
+      for (int64_t i = 0; i < num_rows; ++i) {
+        lse[row + i] = statistics.is_new ? -__builtin_inff()
+                                         : statistics.reference[i] * params_.scale + __builtin_logf(statistics.sum[i]);
+      }
+      for (int64_t chunk = 0; chunk < head_steps_; ++chunk) {
+        float* tile = sums(context, panel, chunk);
+        divide(tile, statistics);
+        const int64_t column = chunk * kBlock;
+        store_transposed_tile(tile, out + row * shape.head_dim + column, shape.head_dim, num_rows,
+                              min(shape.head_dim - column, kBlock));
+      }
+    }
+  }
+  // Queries without any weight get 0.
+  static void divide(float* tile, const PanelStatistics& statistics) {
+    for (int i = 0; i < kVecsPerRow; ++i) {
+      const Vec zero(0.0f);
+      Vec inverse = zero;
+      Mask none = Mask::from_bits(~0u);
+      if (!statistics.is_new) {
+        const Vec sum = Vec::load(statistics.sum + i * Vec::kLanes);
+        inverse = Vec(1.0f) / sum;
+        none = not_less(zero, abs(sum));
+        none = Mask::from_bits(none.to_bits() & ~is_nan(sum).to_bits());
+      }
+      for (int row = 0; row < kBlock; ++row) {
+        float* cells = tile + row * kBlock + i * Vec::kLanes;
+        select(none, zero, Vec::load(cells) * inverse).store(cells);
+      }
+    }
+  }
+
+  const BlockSparseAttentionForwardParams& params_;
+  Softmax softmax_;
+  int64_t head_steps_;
+  Context contexts_[kContexts] = {};
+  int next_context_ = 0;
+  Operand* weights_[2][kTogether];
+  int weights_parity_ = 0;
+  float* scores_[2];
+  int scores_parity_ = 0;
+  Unit filling_;           // the unit of the tile that softmax_ works on
+  int filled_strand_ = 0;  // and that tile's place in it
+  int filled_ = 0;
+  Unit ready_;  // the unit whose weights are complete
+};
+
+}  // namespace tokcore::cpu::TOKCORE_ISA
