@@ -206,6 +206,7 @@ class AttentionPipeline {
     const uint32_t end = weighs ? Softmax::kPortions / 2 : 0;
     uint32_t portion = 0;
     if (weighs) softmax_.prepare();
+    if (strand == 0) prefetch(unit, i + 2);
     Engine::multiply(
         unit.context->head_tiles->keys[unit.tiles[i]], queries(*unit.context, panel), whole_head(), false,
         scores_[scores_parity_],
@@ -227,6 +228,20 @@ class AttentionPipeline {
     filled_strand_ = strand;
     filled_ = i;
     scores_parity_ ^= 1;
+  }
+  // Kept tiles that do not follow one another are beyond the guesses of the processor's own prefetchers.
+  void prefetch(const Unit& unit, int i) const {
+    if (i >= unit.strands[unit.num_strands - 1].count || unit.tiles[i] == unit.tiles[i - 2] + 2) return;
+    const RowOperand<Operand> keys = unit.context->head_tiles->keys[unit.tiles[i]];
+    const RowOperand<Operand> values = unit.context->head_tiles->values.columns(0);
+    const Operand* value_tile = values.data + unit.tiles[i] * values.step_stride;
+    constexpr int64_t kLine = 64 / sizeof(Operand);
+    for (int64_t row = 0; row < kBlock; ++row) {
+      for (int64_t column = 0; column < params_.shape.head_dim; column += kLine) {
+        __builtin_prefetch(keys.data + row * keys.row_stride + column, 0, 2);
+        __builtin_prefetch(value_tile + row * params_.shape.head_dim + column, 0, 2);
+      }
+    }
   }
   StepList whole_head() const { return {nullptr, 0, static_cast<int>(head_steps_)}; }
 
