@@ -111,4 +111,11 @@ STABLE_TORCH_LIBRARY(tokcore, m) {
       "kv_retier(Tensor scores, Tensor high_pages, Tensor lengths, Tensor window_starts, Tensor[] recent, "
       "Tensor(a!)[] high, Tensor(b!)[] low, Tensor? k_channel_scale=None, Tensor? v_channel_scale=None, *, "
       "str k_axis='token', bool rotate=False) -> ()");
+
+  // Token trees: B trees of up to N nodes, parents [B, N] int32 (-1 for the root, node 0; else a node before its own),
+  // counts [B] int32 nodes that a tree has. Ancestors as bits, [B, N, ceil(N / 64)] int64 (a node is its own), depths,
+  // first child and next sibling [B, N] int32 (-1: none); padding has no bits and depth 0.
+  m.def(
+      "tree_links(Tensor parents, Tensor counts) -> "
+      "(Tensor ancestor_words, Tensor depths, Tensor first_child, Tensor next_sibling)");
 }

@@ -17,6 +17,8 @@ from tokcore.ops.kv_saliency import kv_saliency
 from tokcore.ops.linear_cross_entropy import linear_cross_entropy
 from tokcore.ops.linear_logprobs import LinearLogprobs, linear_logprobs
 from tokcore.quantized_kv_cache import QuantizedKVCache
+from tokcore.token_tree import TokenTree
+from tokcore.verdict import Verdict
 
 try:
     __version__ = importlib.metadata.version("tokcore")
@@ -30,6 +32,8 @@ __all__ = [
     "LinearLogprobs",
     "Quantized",
     "QuantizedKVCache",
+    "TokenTree",
+    "Verdict",
     "__version__",
     "attention_block_scores",
     "block_sparse_attention",

@@ -50,6 +50,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
         "kv_saliency",
         "linear_cross_entropy",
         "linear_logprobs",
+        "token_tree",
     ],
 )
 def test_every_op_has_a_page_that_runs(op: str) -> None:

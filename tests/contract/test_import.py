@@ -41,6 +41,8 @@ def test_public_names() -> None:
         "LinearLogprobs",
         "Quantized",
         "QuantizedKVCache",
+        "TokenTree",
+        "Verdict",
         "__version__",
         "attention_block_scores",
         "block_sparse_attention",
