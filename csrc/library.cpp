@@ -92,11 +92,14 @@ STABLE_TORCH_LIBRARY(tokcore, m) {
       "Tensor? v_channel_scale=None, *, int capacity, int residual, int page_size, str k_axis='token', "
       "bool rotate=False) -> ()");
 
-  // Attention of q [B, M, H, D] over a cache: out [B, M, H, D] and lse [B, H, M] (empty unless asked for).
+  // Attention of q [B, M, H, D] over a cache: out [B, M, H, D] and lse [B, H, M] (empty unless asked for). With a tree,
+  // the queries are its nodes: ancestor words [B, M, ceil(M / 64)], depths [B, M] and counts [B] as tree_links has
+  // them.
   m.def(
       "decode_attention(Tensor q, Tensor lengths, Tensor window_starts, Tensor[] recent, Tensor[] high, Tensor[] low, "
-      "Tensor? k_channel_scale=None, Tensor? v_channel_scale=None, *, float scale, float? softcap=None, "
-      "int? window=None, str k_axis='token', bool rotate=False, bool return_lse=False) -> (Tensor out, Tensor lse)");
+      "Tensor? k_channel_scale=None, Tensor? v_channel_scale=None, Tensor? tree_ancestors=None, "
+      "Tensor? tree_depths=None, Tensor? tree_counts=None, *, float scale, float? softcap=None, int? window=None, "
+      "str k_axis='token', bool rotate=False, bool return_lse=False) -> (Tensor out, Tensor lse)");
 
   // Attention that tokens k [B, N, Hkv, D] get from probes q_probe [B, T, H, D], which see the positions up to
   // probe_positions [B, T] (below 0: no probe): reduced over probes and the heads of a group, [B, Hkv, N]. lse [B, H,

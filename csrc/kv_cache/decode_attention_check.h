@@ -6,6 +6,54 @@
 
 namespace tokcore::kv_cache {
 
+inline constexpr int64_t kMostTreeQueries = 256;
+
+struct TreeArguments {
+  const std::optional<Tensor>& ancestors;
+  const std::optional<Tensor>& depths;
+  const std::optional<Tensor>& counts;
+};
+
+// The nodes of trees as queries: shapes, then the params that they make.
+inline DecodeTrees check_tree(const Checker& check, const TreeArguments& a, const Tensor& q) {
+  const bool given = a.ancestors.has_value();
+  const char* expected = given ? "a Tensor with tree_ancestors" : "None without tree_ancestors";
+  const char* got = given ? "None" : "a Tensor";
+  check.require(a.depths.has_value() == given, "tree_depths", expected, got);
+  check.require(a.counts.has_value() == given, "tree_counts", expected, got);
+  if (!given) return {};
+  check.dtype(*a.ancestors, "tree_ancestors", ScalarType::Long);
+  check.dtype(*a.depths, "tree_depths", ScalarType::Int);
+  check.dtype(*a.counts, "tree_counts", ScalarType::Int);
+  check.same_device(*a.ancestors, "tree_ancestors", q, "q");
+  check.same_device(*a.depths, "tree_depths", q, "q");
+  check.same_device(*a.counts, "tree_counts", q, "q");
+  const int64_t B = q.size(0), M = q.size(1), words = (M + 63) / 64;
+  check.require(M >= 1 && M <= kMostTreeQueries, "q", "M in [1, 256] with a tree", M);
+  auto contiguous = [&](const Tensor& tensor, const char* name, const std::vector<int64_t>& shape,
+                        const char* letters) {
+    check.shape(tensor, name, shape, letters);
+    if (tensor.is_contiguous()) return;
+    check.fail(name, "a contiguous tensor", "strides " + core::shape_text(tensor.strides()));
+  };
+  contiguous(*a.ancestors, "tree_ancestors", {B, M, words}, "[B, M, ceil(M / 64)], B and M of q");
+  contiguous(*a.depths, "tree_depths", {B, M}, "[B, M] of q");
+  contiguous(*a.counts, "tree_counts", {B}, "B of q");
+  return {static_cast<const uint64_t*>(a.ancestors->const_data_ptr()), core::data_of<int32_t>(*a.depths),
+          core::data_of<int32_t>(*a.counts), words};
+}
+
+// Reads values: the tokens of the nodes stand in the cache.
+inline void check_tree_counts(const Checker& check, const DecodeTrees& trees, const KvCacheParams& cache, int64_t M) {
+  if (trees.counts == nullptr) return;
+  for (int64_t b = 0; b < cache.num_sequences; ++b) {
+    const int64_t most = min(M, cache.lengths[b]);
+    if (trees.counts[b] >= 0 && trees.counts[b] <= most) continue;
+    check.fail("tree_counts", "a value in [0, " + std::to_string(most) + "] (M, and tokens in the cache)",
+               std::to_string(trees.counts[b]) + " of sequence " + std::to_string(b));
+  }
+}
+
 inline void check_decode(const Checker& check, const Tensor& q, const CacheChecker& cache, double scale,
                          std::optional<double> softcap, std::optional<int64_t> window) {
   const Tensor& recent = cache.window();

@@ -10,15 +10,18 @@ namespace {
 std::tuple<Tensor, Tensor> decode_attention(const Tensor& q, const Tensor& lengths, const Tensor& window_starts,
                                             std::vector<Tensor> recent, std::vector<Tensor> high,
                                             std::vector<Tensor> low, std::optional<Tensor> k_channel_scale,
-                                            std::optional<Tensor> v_channel_scale, double scale,
-                                            std::optional<double> softcap, std::optional<int64_t> window,
+                                            std::optional<Tensor> v_channel_scale, std::optional<Tensor> tree_ancestors,
+                                            std::optional<Tensor> tree_depths, std::optional<Tensor> tree_counts,
+                                            double scale, std::optional<double> softcap, std::optional<int64_t> window,
                                             std::string k_axis, bool rotate, bool return_lse) {
   const Checker check("decode_attention");
   const CacheArguments tensors{lengths,         window_starts,   recent, high,  low,
                                k_channel_scale, v_channel_scale, k_axis, rotate};
   const CacheChecker cache(check, tensors);
   check_decode(check, q, cache, scale, softcap, window);
+  const DecodeTrees trees = check_tree(check, {tree_ancestors, tree_depths, tree_counts}, q);
   cache.check_values();
+  check_tree_counts(check, trees, cache.params(), q.size(1));
 
   const int64_t B = q.size(0), M = q.size(1), H = q.size(2), D = q.size(3);
   const Tensor out = core::empty_like_on(q, {B, M, H, D}, q.scalar_type());
@@ -36,6 +39,7 @@ std::tuple<Tensor, Tensor> decode_attention(const Tensor& q, const Tensor& lengt
     params.scale = static_cast<float>(scale);
     params.softcap = softcap.has_value() ? static_cast<float>(*softcap) : 0.0f;
     params.window = window.value_or(0);
+    params.trees = trees;
     params.out = out.mutable_data_ptr();
     params.lse = return_lse ? core::mutable_data_of<float>(lse) : nullptr;
     run_decode_attention_cpu(params, core::torch_threads());

@@ -1,4 +1,4 @@
-// decode_attention: splits of the cache attended one after the other, then merged. Compiled once per instruction-set
+// decode_attention: parts of the cache attended one after the other, then merged. Compiled once per instruction-set
 // level.
 #include "tokcore/kv_cache/decode_attention.h"
 
@@ -7,6 +7,7 @@
 
 #include "tokcore/kv_cache/decode_fma.h"
 #include "tokcore/kv_cache/decode_prefetch.h"
+#include "tokcore/kv_cache/decode_tasks.h"
 #if defined(__AMX_BF16__)
 #include "tokcore/kv_cache/decode_codes.h"
 #include "tokcore/kv_cache/decode_tiles.h"
@@ -30,24 +31,28 @@ template <class T>
 using CodeEngine = FmaAttention<T>;
 #endif
 
-// Walks the blocks of consecutive splits.
+// Walks the blocks of consecutive tasks.
 class Cursor {
  public:
-  template <class SightOf>
-  bool next(const KvCacheParams& cache, SightOf&& sight_of, Block& block) {
+  Cursor(const KvCacheParams& cache, const DecodeTasks& tasks, int64_t begin, int64_t end)
+      : cache_(cache), tasks_(tasks), index_(begin), end_(end), reader_(cache, tasks.split_of(tasks.task(begin)), {}) {}
+
+  bool next(Block& block) {
     for (; index_ < end_; ++index_, opened_ = false) {
-      if (!opened_) reader_ = BlockReader(cache, splits_[index_], sight_of(splits_[index_].sequence));
+      if (!opened_) {
+        const Split split = tasks_.split_of(tasks_.task(index_));
+        reader_ = BlockReader(cache_, split, tasks_.sight_of(split.sequence));
+      }
       opened_ = true;
       if (reader_.next(block)) return true;
     }
     return false;
   }
-  Cursor(const KvCacheParams& cache, const Split* splits, int64_t begin, int64_t end)
-      : splits_(splits), index_(begin), end_(end), reader_(cache, splits[begin], Sight{}) {}
-  int64_t split() const { return index_; }
+  int64_t task() const { return index_; }
 
  private:
-  const Split* splits_;
+  const KvCacheParams& cache_;
+  const DecodeTasks& tasks_;
   int64_t index_, end_;
   bool opened_ = false;
   BlockReader reader_;
@@ -60,13 +65,11 @@ class Decode {
       : p_(params),
         cache_(params.cache),
         threads_(threads),
+        tasks_(params),
         D_(params.cache.head_dim),
         group_size_(params.num_q_heads / params.cache.num_heads),
         num_rows_(group_size_ * params.num_queries),
-        padded_rows_(round_up(num_rows_, 16)) {
-    num_splits_ = 0;
-    for (int64_t b = 0; b < cache_.num_sequences; ++b) num_splits_ += splits_of(b) * cache_.num_heads;
-  }
+        padded_rows_(round_up(tasks_.most_rows(), 16)) {}
 
   void run() {
     Arena counting;
@@ -74,13 +77,14 @@ class Decode {
     Scratch scratch(counting.used());
     Arena arena(scratch.data());
     plan(arena);
-    list_splits();
-    attend_splits();
-    merge_splits();
+    tasks_.list();
+    attend_tasks();
+    merge_parts();
   }
 
  private:
-  // One worker's memory.
+  // One worker's memory. Rows are those of the current task: of its sequences in turn, their queries, the heads of a
+  // group.
   struct Worker {
     Worker(const KvCacheParams& cache, int64_t padded_rows, Arena& arena)
         : numbers(cache, padded_rows, arena),
@@ -88,75 +92,45 @@ class Decode {
           queries(arena.take<float>(padded_rows * cache.head_dim)),
           out(arena.take<float>(padded_rows * cache.head_dim)),
           states(arena.take<RowSoftmax>(padded_rows)),
+          members(arena.take<int64_t>(padded_rows)),
           scores(arena.take<float>(16 * kScoreStride)),
-          positions(arena.take<int32_t>(kBlockTokens)),
+          places(arena.take<int32_t>(kBlockTokens)),
+          masked(arena.take<int32_t>(kBlockTokens / kGroupTokens)),
           blocks(arena.take<Block>(2)) {}
     NumberEngine<T> numbers;
     CodeEngine<T> codes;
     float* queries;      // [padded_rows, D]
-    float* out;          // [padded_rows, D] of the current split, in the engine's order of channels
+    float* out;          // [padded_rows, D] of the current task, in the engine's order of channels
     RowSoftmax* states;  // [padded_rows]
+    int64_t* members;    // [num_members] the sequences that the queries belong to
     float* scores;       // [16, kScoreStride]
-    int32_t* positions;  // [kBlockTokens] of the columns, -1: none
+    int32_t* places;     // [kBlockTokens] of the columns of masked segments, -1: none
+    int32_t* masked;     // [num_masked] segments that some query does not see whole
     Block* blocks;       // [2]
-    int64_t item = -1;   // sequence * Hkv + head that the queries belong to
+    int64_t num_members = 0, head = -1, num_rows = 0, num_masked = 0;
   };
 
-  int64_t pages_of_split() const { return kSplitTokens / cache_.page_size; }
-  int64_t pages_of(KvTierName name, int64_t b) const {
-    return cache_.tiers[name].page_counts == nullptr ? 0 : cache_.tiers[name].page_counts[b];
-  }
-  int64_t splits_of(int64_t b) const {
-    int64_t count = 1;  // sinks and window
-    for (const KvTierName name : kTiers) {
-      if (pages_of(name, b) > 0) count += ceil_div(pages_of(name, b), pages_of_split());
-    }
-    return count;
-  }
-
   void plan(Arena& arena) {
-    splits_ = arena.take<Split>(num_splits_);
-    first_split_ = arena.take<int64_t>(cache_.num_sequences);
-    states_ = arena.take<RowSoftmax>(num_splits_ * num_rows_);
-    outputs_ = arena.take<float>(num_splits_ * num_rows_ * D_);
+    tasks_.plan(arena);
+    const int64_t parts = tasks_.num_parts() * cache_.num_heads;
+    states_ = arena.take<RowSoftmax>(parts * num_rows_);
+    outputs_ = arena.take<float>(parts * num_rows_ * D_);
     Arena counting;
     const Worker counted(cache_, padded_rows_, counting);
     worker_bytes_ = static_cast<int64_t>(counting.used());
     workers_ = arena.take<char>(worker_bytes_ * threads_.count);
   }
 
-  void list_splits() {
-    int64_t made = 0;
-    for (int64_t b = 0; b < cache_.num_sequences; ++b) {
-      first_split_[b] = made;
-      for (int64_t head = 0; head < cache_.num_heads; ++head) {
-        for (const KvTierName name : kTiers) {
-          const SplitSource source = name == kHighTier ? kHighPages : kLowPages;
-          const int64_t count = pages_of(name, b);
-          for (int64_t first = 0; first < count; first += pages_of_split()) {
-            splits_[made++] = {b, head, source, first, min(count - first, pages_of_split())};
-          }
-        }
-        splits_[made++] = {b, head, kRecent, 0, 0};
-      }
-    }
-  }
-
-  Sight sight_of(int64_t b) const {
-    const int64_t length = cache_.lengths[b];
-    return {length - p_.num_queries, length - 1, p_.window, cache_.num_sinks};
-  }
-
-  // Workers take runs of splits, so that each can fetch ahead; which run is whose changes no result.
-  void attend_splits() {
+  // Workers take runs of tasks, so that each can fetch ahead; which run is whose changes no result.
+  void attend_tasks() {
     constexpr int64_t kRunsPerWorker = 8;
-    const int64_t num_runs = min(num_splits_, threads_.count * kRunsPerWorker);
+    const int64_t num_tasks = tasks_.num_tasks(), num_runs = min(num_tasks, threads_.count * kRunsPerWorker);
     for_each_item(
         threads_, num_runs,
         [&](int64_t run, int index) {
           Arena arena(workers_ + worker_bytes_ * index);
           Worker worker(cache_, padded_rows_, arena);
-          attend_run(worker, num_splits_ * run / num_runs, num_splits_ * (run + 1) / num_runs);
+          attend_run(worker, num_tasks * run / num_runs, num_tasks * (run + 1) / num_runs);
         },
         [](int, auto&& run) {
           [[maybe_unused]] WorkerState state;
@@ -165,23 +139,39 @@ class Decode {
   }
 
   void attend_run(Worker& worker, int64_t begin, int64_t end) {
-    for (int64_t i = begin * num_rows_; i < end * num_rows_; ++i) states_[i] = RowSoftmax();
-    auto sight = [&](int64_t b) { return sight_of(b); };
-    Cursor cursor(cache_, splits_, begin, end);
+    // What no query sees gives no block.
+    for (int64_t i = begin; i < end; ++i) {
+      for_each_member(tasks_.task(i), [&](int64_t, int64_t first_row, int64_t num_rows) {
+        for (int64_t row = 0; row < num_rows; ++row) states_[first_row + row] = RowSoftmax();
+      });
+    }
+    Cursor cursor(cache_, tasks_, begin, end);
     Block* current = worker.blocks;
     Block* next = worker.blocks + 1;
-    bool more = cursor.next(cache_, sight, *current);
+    bool more = cursor.next(*current);
     int64_t begun = -1;
     while (more) {
-      const int64_t split = cursor.split();
-      more = cursor.next(cache_, sight, *next);
-      if (begun != split) begin_split(worker, splits_[split]);
-      begun = split;
-      attend_block(worker, splits_[split], *current, more ? next : nullptr);
-      if (!more || cursor.split() != split) finish_split(worker, split);
+      const int64_t index = cursor.task();
+      const Task& task = tasks_.task(index);
+      const Split split = tasks_.split_of(task);
+      more = cursor.next(*next);
+      if (begun != index) begin_task(worker, task, split);
+      begun = index;
+      attend_block(worker, task, split, *current, more ? next : nullptr);
+      if (!more || cursor.task() != index) finish_task(worker, task, split);
       Block* done = current;
       current = next;
       next = done;
+    }
+  }
+
+  // visit(sequence, first row of its part in states_ and outputs_, number of rows).
+  template <class Visit>
+  void for_each_member(const Task& task, Visit&& visit) const {
+    int64_t part = task.part;
+    for (int64_t i = 0; i < task.num_members; ++i, part = tasks_.part(part).next) {
+      const int64_t sequence = tasks_.part(part).sequence;
+      visit(sequence, (part * cache_.num_heads + task.head) * num_rows_, tasks_.rows_of(sequence));
     }
   }
 
@@ -189,67 +179,73 @@ class Decode {
     return split.source != kRecent && cache_.tiers[split.source == kHighPages ? kHighTier : kLowTier].keys.coded;
   }
 
-  void begin_split(Worker& worker, const Split& split) {
-    const int64_t item = split.sequence * cache_.num_heads + split.head;
-    if (worker.item != item) {
-      worker.item = item;
-      load_queries(worker, split);
-    }
+  void begin_task(Worker& worker, const Task& task, const Split& split) {
+    if (!holds_queries_of(worker, task)) load_queries(worker, task);
     is_coded(split) ? worker.codes.begin(split) : worker.numbers.begin(split);
-    for (int64_t i = 0; i < padded_rows_; ++i) worker.states[i] = RowSoftmax();
-    for (int64_t i = 0; i < padded_rows_ * D_; ++i) worker.out[i] = 0.0f;
+    for (int64_t i = 0; i < worker.num_rows; ++i) worker.states[i] = RowSoftmax();
+    for (int64_t i = 0; i < round_up(worker.num_rows, 16) * D_; ++i) worker.out[i] = 0.0f;
   }
 
-  // Row i of the queries: query i / G, head i % G of the group.
-  void load_queries(Worker& worker, const Split& split) {
-    for (int64_t row = 0; row < padded_rows_; ++row) {
-      float* to = worker.queries + row * D_;
-      if (row >= num_rows_) {
-        for (int64_t d = 0; d < D_; ++d) to[d] = 0.0f;
-        continue;
+  bool holds_queries_of(const Worker& worker, const Task& task) const {
+    if (worker.head != task.head || worker.num_members != task.num_members) return false;
+    int64_t i = 0;
+    bool same = true;
+    for_each_member(task, [&](int64_t b, int64_t, int64_t) { same &= worker.members[i++] == b; });
+    return same;
+  }
+
+  // Row i of a sequence's queries: query i / G, head i % G of the group.
+  void load_queries(Worker& worker, const Task& task) {
+    worker.head = task.head;
+    worker.num_members = worker.num_rows = 0;
+    for_each_member(task, [&](int64_t b, int64_t, int64_t num_rows) {
+      worker.members[worker.num_members++] = b;
+      for (int64_t row = 0; row < num_rows; ++row) {
+        const int64_t head = task.head * group_size_ + row % group_size_;
+        const T* from = static_cast<const T*>(p_.q) + b * p_.stride_q_sequence + row / group_size_ * p_.stride_q_query +
+                        head * p_.stride_q_head;
+        load_row(from, D_, worker.queries + worker.num_rows++ * D_);
       }
-      const int64_t head = split.head * group_size_ + row % group_size_;
-      const T* from = static_cast<const T*>(p_.q) + split.sequence * p_.stride_q_sequence +
-                      row / group_size_ * p_.stride_q_query + head * p_.stride_q_head;
-      load_row(from, D_, to);
-    }
-    worker.numbers.set_queries(worker.queries, padded_rows_, p_.scale);
+    });
+    const int64_t padded = round_up(worker.num_rows, 16);
+    for (int64_t i = worker.num_rows * D_; i < padded * D_; ++i) worker.queries[i] = 0.0f;
+    worker.numbers.set_queries(worker.queries, padded, p_.scale);
     if (cache_.tiers[kHighTier].keys.coded || cache_.tiers[kLowTier].keys.coded) {
-      const float* channel_scale = channel_scale_of(cache_, PageKind::kKeys, split.head);
-      for (int64_t row = 0; row < num_rows_; ++row) {
+      const float* channel_scale = channel_scale_of(cache_, PageKind::kKeys, task.head);
+      for (int64_t row = 0; row < worker.num_rows; ++row) {
         float* query = worker.queries + row * D_;
         if (channel_scale != nullptr) {
           for (int64_t d = 0; d < D_; ++d) query[d] *= channel_scale[d];
         }
         if (cache_.rotates) rotate(query, D_);
       }
-      worker.codes.set_queries(worker.queries, padded_rows_, p_.scale);
+      worker.codes.set_queries(worker.queries, padded, p_.scale);
     }
   }
 
-  void attend_block(Worker& worker, const Split& split, const Block& block, const Block* next) {
+  void attend_block(Worker& worker, const Task& task, const Split& split, const Block& block, const Block* next) {
+    // A task of several sequences lies before the queries of each.
+    const Sight sight = tasks_.sight_of(split.sequence);
+    worker.num_masked = 0;
+    if (task.num_members == 1) list_masked(worker, split, block, sight);
     BlockPrefetcher prefetch(next);
     if (is_coded(split)) {
-      attend_rows(worker, worker.codes, split, block, prefetch);
+      attend_rows(worker, worker.codes, block, sight, prefetch);
     } else {
-      attend_rows(worker, worker.numbers, split, block, prefetch);
+      attend_rows(worker, worker.numbers, block, sight, prefetch);
     }
   }
 
   template <class Engine>
-  void attend_rows(Worker& worker, Engine& engine, const Split& split, const Block& block, BlockPrefetcher& prefetch) {
-    const Sight sight = sight_of(split.sequence);
-    const bool masks = needs_mask(split, block, sight);
-    if (masks) list_positions(block, worker.positions);
-    for (int64_t first = 0; first < num_rows_; first += Engine::kRows) {
-      const int64_t rows = min(num_rows_ - first, Engine::kRows);
+  void attend_rows(Worker& worker, Engine& engine, const Block& block, const Sight& sight, BlockPrefetcher& prefetch) {
+    for (int64_t first = 0; first < worker.num_rows; first += Engine::kRows) {
+      const int64_t rows = min(worker.num_rows - first, Engine::kRows);
       engine.score(block, first, rows, worker.scores, prefetch);
       float shrink[Engine::kRows];
       for (int64_t row = 0; row < rows; ++row) {
         float* scores = worker.scores + row * kScoreStride;
         if (p_.softcap > 0.0f) cap(scores, block.columns());
-        if (masks)
-          mask(scores, block.columns(), worker.positions, sight, sight.first_query + (first + row) / group_size_);
+        if (worker.num_masked > 0) mask(worker, block, scores, sight, (first + row) / group_size_);
         shrink[row] = worker.states[first + row].take(scores, block.columns());
         prefetch.after_softmax(row + 1, rows);
       }
@@ -262,69 +258,89 @@ class Decode {
     for (int64_t i = 0; i < count; i += Vec::kLanes) (tanh(Vec::load(scores + i) * inverse) * cap).store(scores + i);
   }
 
-  // Pages hold positions before the window only; most blocks are seen by every query.
-  bool needs_mask(const Split& split, const Block& block, const Sight& sight) const {
-    if (block.has_gaps) return true;
+  // Segments with missing tokens or some that a query does not see. Pages hold positions before the window only; most
+  // are seen by every query.
+  void list_masked(Worker& worker, const Split& split, const Block& block, const Sight& sight) const {
     const bool all_before = sight.window == 0 && cache_.window_starts[split.sequence] - 1 <= sight.first_query;
     for (int64_t i = 0; i < block.num_segments; ++i) {
       const Segment& segment = block.segments[i];
-      if (segment.listed != nullptr) {
-        if (!all_before) return true;
-      } else if (!sight.all_see(segment.first_position, segment.first_position + segment.count - 1)) {
-        return true;
-      }
-    }
-    return false;
-  }
-  void list_positions(const Block& block, int32_t* positions) const {
-    for (int64_t i = 0; i < block.num_segments; ++i) {
-      const Segment& segment = block.segments[i];
+      const int64_t first = segment.first_position;
+      const bool seen = segment.listed != nullptr ? all_before : sight.all_see(first, first + segment.count - 1);
+      if (seen && segment.count == block.width) continue;
+      worker.masked[worker.num_masked++] = static_cast<int32_t>(i);
+      int32_t* places = worker.places + i * block.width;
       for (int64_t j = 0; j < block.width; ++j) {
-        const bool listed = segment.listed != nullptr;
-        const int64_t position =
-            listed ? position_in_page(*segment.listed, segment.slot + j) : segment.first_position + j;
-        positions[i * block.width + j] = j < segment.count ? static_cast<int32_t>(position) : -1;
+        const int64_t place =
+            segment.listed != nullptr ? position_in_page(*segment.listed, segment.slot + j) : first + j;
+        places[j] = j < segment.count ? static_cast<int32_t>(place) : -1;
       }
-    }
-  }
-  static void mask(float* scores, int64_t count, const int32_t* positions, const Sight& sight, int64_t query) {
-    for (int64_t i = 0; i < count; ++i) {
-      if (positions[i] < 0 || !sight.sees(positions[i], query)) scores[i] = -INFINITY;
     }
   }
 
-  void finish_split(Worker& worker, int64_t index) {
-    const Split& split = splits_[index];
+  void mask(const Worker& worker, const Block& block, float* scores, const Sight& sight, int64_t query) const {
+    for (int64_t k = 0; k < worker.num_masked; ++k) {
+      const int64_t at = worker.masked[k] * block.width;
+      const Segment& segment = block.segments[worker.masked[k]];
+      const bool in_order = segment.listed == nullptr && sight.window == 0;
+      for (int64_t j = 0; j < block.width; j += 16) {
+        uint32_t seen = 0;
+        if (in_order) {
+          const int64_t count = min(segment.count - j, 16);
+          seen = sight.seen_bits(segment.first_position + j, query) & ((1u << count) - 1);
+        } else {
+          const int32_t* places = worker.places + at + j;
+          for (int lane = 0; lane < 16; ++lane) {
+            if (places[lane] >= 0 && sight.sees(places[lane], query)) seen |= 1u << lane;
+          }
+        }
+        hide(scores + at + j, seen);
+      }
+    }
+  }
+  // 16 scores, a bit for each that stays.
+  static void hide(float* scores, uint32_t seen) {
+    if (seen == 0xffff) return;
+    constexpr uint32_t kAll = (1u << Vec::kLanes) - 1;
+    for (int lane = 0; lane < 16; lane += Vec::kLanes, seen >>= Vec::kLanes) {
+      select(Mask::from_bits(seen & kAll), Vec::load(scores + lane), Vec(-INFINITY)).store(scores + lane);
+    }
+  }
+
+  void finish_task(Worker& worker, const Task& task, const Split& split) {
     const bool coded = is_coded(split);
     const float* channel_scale = channel_scale_of(cache_, PageKind::kValues, split.head);
-    for (int64_t row = 0; row < num_rows_; ++row) {
-      float* to = outputs_ + (index * num_rows_ + row) * D_;
-      const float* from = worker.out + row * D_;
-      if (coded) {
-        worker.codes.finish(from, to);
-        restore_row(to, D_, channel_scale, cache_.rotates);
-      } else {
-        worker.numbers.finish(from, to);
+    int64_t from_row = 0;
+    for_each_member(task, [&](int64_t, int64_t first_row, int64_t num_rows) {
+      for (int64_t row = first_row; row < first_row + num_rows; ++row, ++from_row) {
+        const float* from = worker.out + from_row * D_;
+        float* to = outputs_ + row * D_;
+        if (coded) {
+          worker.codes.finish(from, to);
+          restore_row(to, D_, channel_scale, cache_.rotates);
+        } else {
+          worker.numbers.finish(from, to);
+        }
+        states_[row] = worker.states[from_row];
       }
-      states_[index * num_rows_ + row] = worker.states[row];
-    }
-  }
-
-  void merge_splits() {
-    for_each_item(threads_, cache_.num_sequences * cache_.num_heads, [&](int64_t item, int) {
-      const int64_t b = item / cache_.num_heads, head = item % cache_.num_heads;
-      const int64_t count = splits_of(b), first = first_split_[b] + head * count;
-      for (int64_t row = 0; row < num_rows_; ++row) merge_row(b, head, row, first, count);
     });
   }
 
-  void merge_row(int64_t b, int64_t head, int64_t row, int64_t first, int64_t count) {
+  void merge_parts() {
+    for_each_item(threads_, cache_.num_sequences * cache_.num_heads, [&](int64_t item, int) {
+      const int64_t b = item / cache_.num_heads, head = item % cache_.num_heads;
+      for (int64_t row = 0; row < num_rows_; ++row) merge_row(b, head, row);
+    });
+  }
+
+  void merge_row(int64_t b, int64_t head, int64_t row) {
     RowSoftmax total;
     float sums[kMostChannels] = {};
-    for (int64_t i = first; i < first + count; ++i) {
-      const RowSoftmax& state = states_[i * num_rows_ + row];
+    const int64_t end = row < tasks_.rows_of(b) ? tasks_.first_part(b + 1) : 0;
+    for (int64_t part = tasks_.first_part(b); part < end; ++part) {
+      const int64_t at = (part * cache_.num_heads + head) * num_rows_ + row;
+      const RowSoftmax& state = states_[at];
       if (state.sum == 0.0f) continue;  // saw nothing; its output may never have been written
-      total.merge(state, outputs_ + (i * num_rows_ + row) * D_, D_, sums);
+      total.merge(state, outputs_ + at * D_, D_, sums);
     }
     const int64_t query = row / group_size_, q_head = head * group_size_ + row % group_size_;
     const bool saw_nothing = total.sum == 0.0f;
@@ -341,11 +357,10 @@ class Decode {
   const DecodeAttentionParams& p_;
   const KvCacheParams& cache_;
   const Threads& threads_;
-  int64_t D_, group_size_, num_rows_, padded_rows_, num_splits_;
-  Split* splits_ = nullptr;         // [num_splits]
-  int64_t* first_split_ = nullptr;  // [B]
-  RowSoftmax* states_ = nullptr;    // [num_splits, rows]
-  float* outputs_ = nullptr;        // [num_splits, rows, D] weighted sums
+  DecodeTasks tasks_;
+  int64_t D_, group_size_, num_rows_, padded_rows_;
+  RowSoftmax* states_ = nullptr;  // [parts, Hkv, rows]
+  float* outputs_ = nullptr;      // [parts, Hkv, rows, D] weighted sums
   char* workers_ = nullptr;
   int64_t worker_bytes_ = 0;
 };

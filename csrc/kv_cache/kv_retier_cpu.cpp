@@ -34,6 +34,23 @@ void check_positions(const Checker& check, const KvCacheParams& cache, int64_t b
   }
 }
 
+// Pages that are rewritten belong to one place of one sequence.
+void check_pages_are_apart(const Checker& check, const KvCacheParams& cache, KvTierName name, const int32_t* wanted) {
+  const KvTier& tier = cache.tiers[name];
+  std::vector<bool> used(static_cast<size_t>(tier.num_pages));
+  for (int64_t b = 0; b < cache.num_sequences; ++b) {
+    const int64_t all = int64_t{cache.tiers[kHighTier].page_counts[b]} + cache.tiers[kLowTier].page_counts[b];
+    const int64_t after = name == kHighTier ? wanted[b] : all - wanted[b];
+    for (int64_t i = 0; i < max(after, tier.page_counts[b]); ++i) {
+      const int64_t page = tier.page_table[b * tier.table_width + i];
+      check.require(!used[static_cast<size_t>(page)], name == kHighTier ? "high.page_table" : "low.page_table",
+                    "a page of its own for every page of a sequence",
+                    std::to_string(page) + " twice, in sequence " + std::to_string(b));
+      used[static_cast<size_t>(page)] = true;
+    }
+  }
+}
+
 void kv_retier(const Tensor& scores, const Tensor& high_pages, const Tensor& lengths, const Tensor& window_starts,
                std::vector<Tensor> recent, std::vector<Tensor> high, std::vector<Tensor> low,
                std::optional<Tensor> k_channel_scale, std::optional<Tensor> v_channel_scale, std::string k_axis,
@@ -75,6 +92,7 @@ void kv_retier(const Tensor& scores, const Tensor& high_pages, const Tensor& len
     for (int64_t i = 0; i < pages - wanted[b]; ++i) cache.check_page(kLowTier, b, i);
     check_positions(check, layer, b);
   }
+  for (const KvTierName name : kTiers) check_pages_are_apart(check, layer, name, wanted);
   KvRetierParams params = {};
   params.cache = layer;
   params.scores = core::data_of<float>(scores);

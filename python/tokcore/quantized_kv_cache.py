@@ -163,6 +163,8 @@ class QuantizedKVCache:
         }
         self._lengths = self._zeros((layers, batch))
         self._window_starts = self._zeros((layers, batch)) + sinks
+        self._owners: dict[int, set[int]] = {}  # of sequences that share pages, those they come from
+        self._own_tables: dict[int, dict[str, Tensor]] = {}  # and the pages they had, by tier
         self._channel_scales: dict[str, Tensor | None] = {"k": None, "v": None}
         self.set_channel_scales(k_channel_scale, v_channel_scale)
 
@@ -256,12 +258,53 @@ class QuantizedKVCache:
         require(valid, "lengths", lambda: f"{self.batch} values in [0, {most}]", lambda: f"{lengths}")
         return found
 
+    def fork(self, source: int, rows: Sequence[int]) -> None:
+        """Lets the empty sequences ``rows`` go on from where ``source`` is, in every layer.
+
+        They share the pages of ``source``, which :func:`tokcore.decode_attention` then reads once for all of them; its
+        window and sinks are copied. Each goes on in pages of its own. A sequence whose pages others share can be freed
+        only together with those, and :func:`tokcore.kv_retier` refuses a cache with shared pages.
+        """
+        require = checks.wrapper_require(f"{_CLASS}.fork")
+        checks.check_count(require, "source", source, 0, self.batch - 1, "batch - 1")
+        chosen = list(rows)
+        valid = len({*chosen, source}) == len(chosen) + 1 and all(row in range(self.batch) for row in chosen)
+        require(valid, "rows", lambda: f"different rows in [0, {self.batch}) without {source}", lambda: f"{chosen}")
+        full = [row for row in chosen if bool(self._lengths[:, row].any())]
+        require(not full, "rows", lambda: "empty sequences", lambda: f"{full}")
+        for row in chosen:
+            self._owners[row] = {source, *self._owners.get(source, ())}
+            self._own_tables[row] = {}
+            for part in (self._lengths, self._window_starts, *self._recent.values()):
+                part[:, row] = part[:, source]
+            for name, tier in self._tiers.items():
+                if tier is None:
+                    continue
+                self._own_tables[row][name] = tier.page_table[:, row].clone()
+                used = torch.arange(tier.page_table.size(2), device=self.device) < tier.page_counts[:, source, None]
+                tier.page_table[:, row] = torch.where(used, tier.page_table[:, source], tier.page_table[:, row])
+                tier.page_counts[:, row] = tier.page_counts[:, source]
+
+    def _return_pages(self, require: checks.Require, freed: set[int]) -> None:
+        """Gives sequences that share pages their own ones back; nobody may still share those of a freed one."""
+        for row, owners in self._owners.items():
+            lost = sorted(owners & freed)
+            kept = not lost or row in freed
+            require(kept, "rows", lambda: f"the rows that share pages of {lost[0]} too", lambda: f"{sorted(freed)}")  # noqa: B023
+        for row in freed & self._owners.keys():
+            del self._owners[row]
+            for name, table in self._own_tables.pop(row).items():
+                tier = self._tiers[name]
+                assert tier is not None
+                tier.page_table[:, row] = table
+
     def free(self, rows: Sequence[int] | Tensor) -> None:
         """Empties the given sequences in every layer; their room can be filled again."""
         index = torch.as_tensor(rows, dtype=torch.int64).flatten()
         require = checks.wrapper_require(f"{_CLASS}.free")
         inside = bool(((index >= 0) & (index < self.batch)).all())
         require(inside, "rows", lambda: f"values in [0, {self.batch})", lambda: f"{index.tolist()}")
+        self._return_pages(require, set(index.tolist()))
         index = index.to(self.device)
         self._lengths[:, index] = 0
         self._window_starts[:, index] = self.sinks

@@ -32,6 +32,14 @@ def layer_arguments(**options: Any) -> dict[str, Any]:
     return {**named, "k_channel_scale": k_scale, "v_channel_scale": v_scale}
 
 
+def with_tree(**change: Any) -> dict[str, Any]:
+    """Arguments that make the queries of :func:`arguments` nodes."""
+    parents = torch.tensor([[-1, 0]] * B, dtype=torch.int32)
+    counts = torch.full((B,), 2, dtype=torch.int32)
+    words, depths, _, _ = OPS.tree_links(parents, counts)
+    return {"tree_ancestors": words, "tree_depths": depths, "tree_counts": counts, **change}
+
+
 def arguments(op: str, **options: Any) -> dict[str, Any]:
     """Good arguments of every operator."""
     if op == "kv_quantize":
@@ -65,6 +73,7 @@ def arguments(op: str, **options: Any) -> dict[str, Any]:
         ("kv_saliency", {"reduce": "max", "gumbel_seed": 3, "temperature": 2.0}),
         ("decode_attention", {}),
         ("decode_attention", {"softcap": 5.0, "window": 40, "return_lse": True}),
+        ("decode_attention", with_tree()),
         ("kv_append", {}),
         ("kv_retier", {}),
     ],
@@ -133,6 +142,36 @@ def table() -> list[tuple[str, dict[str, Any], str]]:
         ("decode_attention", {"scale": float("inf")}, "argument 'scale': expected a finite value, got inf"),
         ("decode_attention", {"softcap": -1.0}, "argument 'softcap': expected a finite value > 0 or None, got -1"),
         ("decode_attention", {"window": 0}, "argument 'window': expected a value >= 1 or None, got 0"),
+        (
+            "decode_attention",
+            with_tree(tree_depths=None),
+            "'tree_depths': expected a Tensor with tree_ancestors, got None",
+        ),
+        (
+            "decode_attention",
+            with_tree(tree_ancestors=None, tree_depths=None),
+            "argument 'tree_counts': expected None without tree_ancestors, got a Tensor",
+        ),
+        (
+            "decode_attention",
+            with_tree(tree_ancestors=torch.zeros(B, 2, 1)),
+            "argument 'tree_ancestors': expected dtype int64, got float32",
+        ),
+        (
+            "decode_attention",
+            with_tree(tree_ancestors=torch.zeros(B, 2, 2, dtype=torch.int64)),
+            "argument 'tree_ancestors': expected shape [2, 2, 1] ([B, M, ceil(M / 64)], B and M of q), got [2, 2, 2]",
+        ),
+        (
+            "decode_attention",
+            with_tree(tree_depths=torch.zeros(2, B, dtype=torch.int32).t()),
+            "argument 'tree_depths': expected a contiguous tensor, got strides [1, 2]",
+        ),
+        (
+            "decode_attention",
+            with_tree(tree_counts=torch.zeros(1, dtype=torch.int32)),
+            "argument 'tree_counts': expected shape [2] (B of q), got [1]",
+        ),
         ("kv_append", {"v": torch.zeros(29, Hkv, D).bfloat16()}, "argument 'v': expected shape [30, 2, 64]"),
         ("kv_append", {"residual": 21}, "argument 'residual': expected a value in [0, 20] (W - page_size), got 21"),
         ("kv_append", {"page_size": 32, "residual": 0}, "argument 'page_size': expected 16 of the tiers, got 32"),

@@ -12,6 +12,14 @@
 
 namespace tokcore {
 
+// As tree_links makes them.
+struct DecodeTrees {
+  const uint64_t* ancestors;  // [B, M, words]: bit j of a node's words: node j is the node itself or an ancestor of it
+  const int32_t* depths;      // [B, M]
+  const int32_t* counts;      // [B] nodes, in [0, min(M, length)]; further queries give zeros and -inf
+  int64_t words;              // ceil(M / 64)
+};
+
 struct DecodeAttentionParams {
   KvCacheParams cache;                                       // read only
   const void* q;                                             // [B, M, H, D] of the cache's dtype
@@ -19,10 +27,11 @@ struct DecodeAttentionParams {
   int64_t num_queries;                                       // M
   int64_t num_q_heads;                                       // H
   float scale;
-  float softcap;   // 0: none
-  int64_t window;  // 0: none
-  void* out;       // [B, M, H, D] contiguous, dtype of q
-  float* lse;      // [B, H, M] contiguous, natural logarithm; or null
+  float softcap;      // 0: none
+  int64_t window;     // 0: none
+  DecodeTrees trees;  // null pointers: the queries of every sequence are a chain
+  void* out;          // [B, M, H, D] contiguous, dtype of q
+  float* lse;         // [B, H, M] contiguous, natural logarithm; or null
 };
 
 void run_decode_attention_cpu(const DecodeAttentionParams& params, const cpu::Threads& threads);

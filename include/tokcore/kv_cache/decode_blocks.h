@@ -5,6 +5,7 @@
 #pragma once
 
 #include "tokcore/kv_cache/cache.h"
+#include "tokcore/kv_cache/decode_sight.h"
 
 namespace tokcore::cpu::TOKCORE_ISA {
 
@@ -46,23 +47,6 @@ struct Block {
     has_gaps = false;
   }
   bool is_full() const { return (num_segments + 1) * width > kBlockTokens; }
-};
-
-// What queries can see: positions in (last - window, last] of each query, and sinks.
-struct Sight {
-  int64_t first_query, last_query;  // positions of the first and the last query
-  int64_t window;                   // 0: none
-  int64_t num_sinks;
-
-  bool sees(int64_t position, int64_t query) const {
-    return position <= query && (window == 0 || position > query - window || position < num_sinks);
-  }
-  bool all_see(int64_t low, int64_t high) const {
-    return high <= first_query && (window == 0 || low > last_query - window || high < num_sinks);
-  }
-  bool none_sees(int64_t low, int64_t high) const {
-    return low > last_query || (window != 0 && high <= first_query - window && low >= num_sinks);
-  }
 };
 
 class BlockReader {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,9 +12,47 @@ from tokcore import _library as _library  # the operators must exist before thei
 from tokcore.ops import _checks as checks
 from tokcore.ops import _kv_checks as kv
 from tokcore.ops._kv_cache_checks import check_cache
+from tokcore.ops.tree_links import MOST_NODES, num_words
 
 if TYPE_CHECKING:
     from tokcore.quantized_kv_cache import QuantizedKVCache
+    from tokcore.token_tree import TokenTree
+
+
+def _check_tree_tensors(
+    require: checks.Require, q: Tensor, ancestors: Tensor | None, depths: Tensor | None, counts: Tensor | None
+) -> None:
+    """In the order and wording of csrc/kv_cache/decode_attention_check.h."""
+    given = ancestors is not None
+    expected, got = ("a Tensor with tree_ancestors", "None") if given else ("None without tree_ancestors", "a Tensor")
+    require((depths is not None) == given, "tree_depths", lambda: expected, lambda: got)
+    require((counts is not None) == given, "tree_counts", lambda: expected, lambda: got)
+    if ancestors is None or depths is None or counts is None:
+        return
+    checks._dtype(require, "tree_ancestors", ancestors, (torch.int64,))
+    checks._dtype(require, "tree_depths", depths, (torch.int32,))
+    checks._dtype(require, "tree_counts", counts, (torch.int32,))
+    named = {"tree_ancestors": ancestors, "tree_depths": depths, "tree_counts": counts}
+    for name, value in named.items():
+        kv.check_same_device(require, name, value, q, "q")
+    B, M = q.size(0), q.size(1)
+    fits = M >= 1 and M <= MOST_NODES
+    require(fits, "q", lambda: f"M in [1, {MOST_NODES}] with a tree", lambda: f"{M}")
+    shapes = {
+        "tree_ancestors": ((B, M, num_words(M)), "[B, M, ceil(M / 64)], B and M of q"),
+        "tree_depths": ((B, M), "[B, M] of q"),
+        "tree_counts": ((B,), "B of q"),
+    }
+    for name, (shape, note) in shapes.items():
+        checks._shape(require, name, named[name], shape, note)
+        strides = named[name].stride()
+        contiguous = named[name].is_contiguous()
+        require(
+            contiguous,
+            name,
+            lambda: "a contiguous tensor",
+            lambda strides=strides: f"strides {checks.sizes(strides)}",  # type: ignore[misc]
+        )
 
 
 @torch.library.register_fake("tokcore::decode_attention")  # type: ignore[untyped-decorator]
@@ -27,6 +65,9 @@ def _decode_fake(
     low: list[Tensor],
     k_channel_scale: Tensor | None = None,
     v_channel_scale: Tensor | None = None,
+    tree_ancestors: Tensor | None = None,
+    tree_depths: Tensor | None = None,
+    tree_counts: Tensor | None = None,
     *,
     scale: float,
     softcap: float | None = None,
@@ -52,6 +93,7 @@ def _decode_fake(
     if window is not None:
         require(window >= 1, "window", lambda: "a value >= 1 or None", lambda: f"{window}")
     kv.check_unit_stride(require, "q", q)
+    _check_tree_tensors(require, q, tree_ancestors, tree_depths, tree_counts)
     return q.new_empty((B, M, H, D)), q.new_empty((B, H, M) if return_lse else (0,), dtype=torch.float32)
 
 
@@ -63,6 +105,7 @@ def decode_attention(
     scale: float | None = None,
     softcap: float | None = None,
     window: int | None = None,
+    tree: TokenTree | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of new queries over one layer of a cache.
@@ -72,18 +115,23 @@ def decode_attention(
     tokens stands at position n - M + i and sees the positions up to it. Head h of q reads head h // (H/Hkv) of the
     cache.
 
+    With a tree, query i is node i: the last ``tree.counts[b]`` tokens of sequence b are the nodes, appended in their
+    order. A node stands at position prefix + depth, prefix = n - counts[b], and sees what lies before the tree, itself
+    and its ancestors; windows and sinks go by these positions. A chain gives bit for bit what no tree gives.
+
     Args:
-        q: [B, M, H, D] of the cache's dtype; H a multiple of Hkv.
+        q: [B, M, H, D] of the cache's dtype; H a multiple of Hkv. M = tree.num_nodes with a tree.
         cache: a cache to which the keys and values of the queries' own tokens were appended.
         layer: which layer.
         scale: None is D^(-1/2).
         softcap: positive bound of the scores, or None.
         window: a query sees the last ``window`` positions, its own included, and the cache's sinks; None is all.
+        tree: what the queries are; None is a chain. Rows of q beyond a tree's nodes are not read.
         return_lse: also return lse.
 
     Returns:
         out [B, M, H, D] in the dtype of q; with ``return_lse`` also lse, float32 [B, H, M], natural logarithm. A query
-        that sees nothing gets zeros, and -inf.
+        that sees nothing, or is no node of its tree, gets zeros, and -inf.
 
     Raises:
         TypeError: a wrong type or dtype. ValueError: a wrong shape or value. NotImplementedError: a device without
@@ -91,9 +139,12 @@ def decode_attention(
 
     4·B·M·H·N·D FLOPs for N cached tokens; every page, scale and row of the window is read once and nothing is
     dequantized in memory: with AMX, integer products take codes as they are (queries and weights rounded to 16 bits);
-    float32 queries, and other instruction sets, compute in fp32. Bitwise repeatable whatever the thread count.
+    float32 queries, and other instruction sets, compute in fp32. Where page tables of several sequences begin with the
+    same pages (:meth:`QuantizedKVCache.fork`), these are read once for all of them, unless there is a window; no bit
+    of the results depends on it. Bitwise repeatable whatever the thread count.
 
-    Sources: MiKV (arXiv 2402.18096), ZipCache (2405.14256); split and merge as in FlashDecoding.
+    Sources: MiKV (arXiv 2402.18096), ZipCache (2405.14256); split and merge as in FlashDecoding; SpecInfer (2305.09781)
+    for tree attention.
     """
     require = checks.wrapper_require("decode_attention")
     checks._tensor(require, "q", q)
@@ -115,9 +166,13 @@ def decode_attention(
         is_count = isinstance(given, int) and not isinstance(given, bool)
         require(is_count, "window", lambda: "an int or None", lambda: type(given).__name__, TypeError)
         require(window >= 1, "window", lambda: "a value >= 1 or None", lambda: f"{window}")
-    out, lse = torch.ops.tokcore.decode_attention(
+    if tree is not None:
+        _check_tree(require, q, tree)
+    links = () if tree is None else (tree.ancestor_words(), tree.depths(), tree.counts)
+    out, lse = call_operator(
         q if q.stride(-1) == 1 else q.contiguous(),
         *cache.layer(layer).operands(),
+        *links,
         scale=cache.head_dim**-0.5 if scale is None else scale,
         softcap=softcap,
         window=window,
@@ -126,3 +181,24 @@ def decode_attention(
         return_lse=return_lse,
     )
     return (out, lse) if return_lse else out
+
+
+def _check_tree(require: checks.Require, q: Tensor, tree: TokenTree) -> None:
+    """One node a query, on the device of q."""
+    given: object = tree
+    known = hasattr(given, "ancestor_words")
+    require(known, "tree", lambda: "a TokenTree or None", lambda: type(given).__name__, TypeError)
+    require(tree.device == q.device, "tree", lambda: f"device {q.device} of q", lambda: str(tree.device))
+    expected, got = [q.size(0), q.size(1)], [tree.batch, tree.num_nodes]
+    require(expected == got, "tree", lambda: f"{expected} trees and nodes ([B, M] of q)", lambda: f"{got}")
+
+
+def call_operator(*operands: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    """Calls the operator; what only its kernel can find wrong with the values becomes a ValueError."""
+    try:
+        return torch.ops.tokcore.decode_attention(*operands, **options)  # type: ignore[no-any-return]
+    except RuntimeError as error:
+        text = str(error).splitlines()[0]
+        if not text.startswith("tokcore.decode_attention: argument"):
+            raise
+        raise ValueError(text) from None

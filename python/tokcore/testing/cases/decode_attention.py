@@ -14,6 +14,7 @@ from tokcore.reference.decode_attention import decode_attention as reference_att
 from tokcore.reference.decode_attention import visible
 from tokcore.reference.kv_cache import read_sequence
 from tokcore.testing.cases._kv_cache import fill, keys_and_values, make_cache, plans
+from tokcore.testing.cases._trees import random_parents
 from tokcore.testing.table import Case, Goal, Inputs, MemoryGoal, OpTable, Outputs, Variant
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -23,6 +24,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "window": {"window": 50},
     "M=8+window+softcap": {"M": 8, "window": 200, "softcap": 3.0},
     "scale": {"scale": 0.3},
+}
+# The queries as nodes of a tree; the first ones go through every kind of cache.
+TREES: dict[str, dict[str, Any]] = {
+    "tree N=5": {"M": 5, "tree": "random"},
+    "tree N=16": {"M": 16, "tree": "wide"},
+    "tree N=33+window": {"M": 33, "tree": "random", "window": 40},
+    "tree N=64+softcap": {"M": 64, "tree": "star", "softcap": 5.0},
+    "tree N=130": {"M": 130, "tree": "random"},
+    "tree N=7+window+scale": {"M": 7, "tree": "chain", "window": 5, "scale": 0.3},
 }
 _DECODE = ("scale", "softcap", "window")
 _SDPA, _DEQUANTIZE = "SDPA enable_gqa", "dequantize int8 + SDPA"
@@ -52,6 +62,11 @@ def make_inputs(case: Case, device: str, seed: int) -> Inputs:
         cache = make_cache(p, inputs.pop("scales", None), device)
         fill(cache, inputs)
         options = {name: p[name] for name in _DECODE if name in p}
+        if "tree" in p:
+            parents, counts = random_parents(p["B"], p["M"], p["tree"], generator)
+            counts = torch.minimum(counts, cache.lengths.cpu()).to(torch.int32)
+            tokens = torch.zeros(parents.shape, dtype=torch.int64)
+            options["tree"] = tokcore.TokenTree(parents.to(device), tokens.to(device), counts.to(device))
         return {"q": inputs["q"], "cache": cache, "options": options}
     return inputs
 
@@ -84,7 +99,8 @@ def composition(inputs: Inputs) -> Outputs:
         if "softcap" in options:
             z = options["softcap"] * torch.tanh(z / options["softcap"])
         length = int(cache.lengths[b])
-        z = torch.where(visible(tokens, M, length, options.get("window"), cache.sinks).unsqueeze(1), z, -torch.inf)
+        seen = visible(tokens, M, length, options.get("window"), cache.sinks, options.get("tree"), b)
+        z = torch.where(seen.unsqueeze(1), z, -torch.inf)
         lse = torch.logsumexp(z, -1)
         p = torch.where(lse.unsqueeze(-1) == -torch.inf, 0.0, torch.exp(z - lse.unsqueeze(-1))).to(q.dtype)
         outs.append((p @ v.unsqueeze(1)).permute(2, 0, 1, 3).reshape(M, H, D))
@@ -175,6 +191,11 @@ TABLE = OpTable(
     op="decode_attention",
     cases=(
         *(Case(name, parameters, frozenset({"verify", "quick"})) for name, parameters in plans(OPTIONS, 2)),
+        *(
+            Case(name, parameters, frozenset({"verify", "quick"}))
+            for name, parameters in plans(TREES)
+            if "tree" in name
+        ),
         *_bench_cases(),
     ),
     make_inputs=make_inputs,
@@ -208,6 +229,8 @@ TABLE = OpTable(
             "softcap",
             "window",
             "return_lse",
+            "tree",
+            "page tables that share their first pages, read once",
         )
     }
     | {
