@@ -121,4 +121,40 @@ STABLE_TORCH_LIBRARY(tokcore, m) {
   m.def(
       "tree_links(Tensor parents, Tensor counts) -> "
       "(Tensor ancestor_words, Tensor depths, Tensor first_child, Tensor next_sibling)");
+
+  // Letters of the draft builders: B requests, N nodes of a tree, V vocabulary, K candidates or successors. A tree is
+  // parents int32 [B, N], tokens int64 [B, N] and counts int32 [B]; budgets int32 [B] bound the nodes of a request.
+
+  // The k greatest tokens of every row of logits [R, V], int32 [R, K], and their softmax(logits / temperature).
+  m.def(
+      "draft_candidates(Tensor logits, int k, *, float temperature=1.0, bool probs=True) -> (Tensor tokens, Tensor "
+      "probs)");
+
+  // Token Recycling: trees grown along a template from adjacency int32 [V, K], and adjacency[ids] <- candidates, of
+  // equal ids the last row.
+  m.def(
+      "draft_recycling(Tensor adjacency, Tensor roots, Tensor budgets, Tensor template_parents, Tensor template_ranks) "
+      "-> (Tensor parents, Tensor tokens, Tensor counts)");
+  m.def("draft_recycling_update(Tensor(a!) adjacency, Tensor ids, Tensor candidates) -> ()");
+
+  // What followed the last `longest` to `shortest` tokens of history int64 [B, L] wherever they stood before.
+  m.def(
+      "draft_ngram(Tensor history, Tensor lengths, Tensor budgets, *, SymInt max_nodes, int longest=3, int shortest=1, "
+      "int max_depth=8) -> (Tensor parents, Tensor tokens, Tensor counts)");
+
+  // The best nodes within a budget from a draft model's candidates [B, M, K] at the M nodes it was asked at, with the
+  // product of probabilities down to each and the asked node that it is.
+  m.def(
+      "draft_heap(Tensor candidates, Tensor probs, Tensor asked_parents, Tensor asked_ranks, Tensor asked_counts, "
+      "Tensor roots, Tensor budgets, *, SymInt max_nodes, str value='residual', float threshold=0.0) -> "
+      "(Tensor parents, Tensor tokens, Tensor counts, Tensor joint, Tensor sources)");
+
+  // ADED: PUCT search in a table of trigrams keys int64 [S], successors int32 [S, K], probs [S, K]; and new rows of it.
+  m.def(
+      "draft_trigram(Tensor keys, Tensor successors, Tensor probs, Tensor previous, Tensor roots, Tensor budgets, *, "
+      "SymInt vocab_size, SymInt max_nodes, int simulations, int max_depth=8, float exploration=1.0) -> "
+      "(Tensor parents, Tensor tokens, Tensor counts, Tensor joint)");
+  m.def(
+      "draft_trigram_update(Tensor(a!) keys, Tensor(b!) successors, Tensor(c!) probs, Tensor contexts, "
+      "Tensor candidates, Tensor candidate_probs) -> ()");
 }
