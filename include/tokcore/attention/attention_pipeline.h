@@ -1,12 +1,9 @@
-// One worker's stream of query blocks. For one or two panels of 32 queries and up to kUnitTiles kept tiles of 32 keys
-// (a unit) it makes, tile by tile,
+// One worker's stream of query blocks. For a panel of 32 queries and some kept tiles of 32 keys (a unit) it makes, tile
+// by tile,
 //
 //   scores^T = K Q^T    A = rows of K, panel = Q^T     [32 keys][32 queries]
 //   weights             TileSoftmax, stored as the panel of the second product
 //   out^T += V^T P^T    A = columns of V, panel = P^T  [32 of D][32 queries], once per unit and 32 of D
-//
-// Two panels share a unit so that keys and values come from the second-level cache half as often: its supply, not the
-// matrix unit, is what large head sizes wait for.
 //
 // The three overlap: while the matrix unit makes the scores of one tile and a part of the second product of the unit
 // before, the vector units turn the previous tile into weights. The stream does not stop between query blocks.
@@ -31,7 +28,10 @@ class AttentionPipeline {
   using Operand = typename Engine::Operand;
 
   AttentionPipeline(const BlockSparseAttentionForwardParams& params, Arena& arena)
-      : params_(params), softmax_(params.scale), head_steps_(ceil_div(params.shape.head_dim, kBlock)) {
+      : params_(params),
+        softmax_(params.scale),
+        head_steps_(ceil_div(params.shape.head_dim, kBlock)),
+        unit_tiles_(unit_tiles(params.shape.head_dim)) {
     const int64_t panels = params.mask.block_m / kBlock;
     const int64_t tiles = ceil_div(params.shape.key_length, kBlock);
     for (Context& context : contexts_) {
@@ -41,9 +41,7 @@ class AttentionPipeline {
       context.weight_sums = arena.take<float>(panels * kBlock);
       context.tiles = arena.take<int32_t>(tiles);
     }
-    for (auto& panels : weights_) {
-      for (Operand*& panel : panels) panel = arena.take<Operand>(kUnitTiles * kTileCells);
-    }
+    for (Operand*& panel : weights_) panel = arena.take<Operand>(unit_tiles_ * kTileCells);
     scores_[0] = arena.take<float>(2 * kTileCells);
     scores_[1] = scores_[0] + kBlock;
   }
@@ -60,14 +58,15 @@ class AttentionPipeline {
     list_tiles(context, params_.mask.row(batch, head, block_row));
     pack_queries(context);
     context.units_left = 0;
-    for (int64_t panel = 0; panel < context.num_panels(); panel += kTogether) {
-      context.units_left += ceil_div(context.most_tiles(panel), kUnitTiles);
+    for (int64_t panel = 0; panel < context.num_panels(); ++panel) {
+      context.units_left += ceil_div(context.num_tiles[panel], unit_tiles_);
     }
     if (context.units_left == 0) return write_results(context);
     next_context_ = (next_context_ + 1) % kContexts;
-    for (int64_t first = 0; first < context.most_tiles(context.num_panels() - 1); first += kUnitTiles) {
-      for (int64_t panel = 0; panel < context.num_panels(); panel += kTogether) {
-        if (first < context.most_tiles(panel)) run_unit(context, panel, first);
+    // The panels of a block follow one another on the same keys and values. The last panel sees the most.
+    for (int64_t first = 0; first < context.num_tiles[context.num_panels() - 1]; first += unit_tiles_) {
+      for (int64_t panel = 0; panel < context.num_panels(); ++panel) {
+        if (first < context.num_tiles[panel]) run_unit(context, panel, first);
       }
     }
   }
@@ -83,8 +82,10 @@ class AttentionPipeline {
   }
 
  private:
-  static constexpr int kUnitTiles = Engine::kStepsPerPass < 8 ? Engine::kStepsPerPass : 8;
-  static constexpr int kTogether = 2;  // panels of a unit
+  // Long units save loads and stores of sums; with large heads their weights would push keys and values out of L2.
+  static constexpr int unit_tiles(int64_t head_dim) {
+    return static_cast<int>(min(Engine::kStepsPerPass, head_dim <= 64 ? 16 : 8));
+  }
   static constexpr int kMostPanels = 4;
   static constexpr int64_t kEverything = INT64_MAX;
   // A block's last products are made in the first stage of the second unit after it, which may belong to the second
@@ -107,26 +108,16 @@ class AttentionPipeline {
     int32_t* tiles;      // kept key tiles, ascending
 
     int64_t num_panels() const { return ceil_div(num_rows, kBlock); }
-    // Of the panels that share units with `panel`: the last sees the most.
-    int64_t most_tiles(int64_t panel) const {
-      return num_tiles[min(panel / kTogether * kTogether + kTogether, num_panels()) - 1];
-    }
   };
 
-  // One panel's part of a unit.
-  struct Strand {
-    int64_t panel;
-    int count;          // tiles that the panel sees
-    Operand* weights;   // [kUnitTiles] rows of a panel
-    int first_weights;  // tiles before it are in the sums already
-  };
   struct Unit {
     Context* context = nullptr;
-    const int32_t* tiles = nullptr;
-    Strand strands[kTogether];
-    int num_strands = 0;
-    int num_stages = 0;        // tiles of all strands
-    int64_t next_product = 0;  // of the second products: strand by strand of the first 32 of D, then of the next, …
+    int64_t panel = 0;
+    const int32_t* tiles = nullptr;  // [count]
+    int count = 0;
+    Operand* weights = nullptr;  // [count] rows of a panel
+    int first_weights = 0;       // tiles before it are in the sums already
+    int64_t next_product = 0;    // of the second products: 32 of D each
 
     bool exists() const { return context != nullptr; }
   };
@@ -176,62 +167,47 @@ class AttentionPipeline {
     return context.sums + (panel * head_steps_ + chunk) * kTileCells;
   }
 
-  void run_unit(Context& context, int64_t first_panel, int64_t first_tile) {
+  void run_unit(Context& context, int64_t panel, int64_t first_tile) {
     Unit unit;
     unit.context = &context;
+    unit.panel = panel;
     unit.tiles = context.tiles + first_tile;
-    for (int64_t panel = first_panel; panel < min(first_panel + kTogether, context.num_panels()); ++panel) {
-      const int count = static_cast<int>(min(context.num_tiles[panel] - first_tile, kUnitTiles));
-      if (count <= 0) continue;
-      unit.strands[unit.num_strands] = {panel, count, weights_[weights_parity_][unit.num_strands], 0};
-      ++unit.num_strands;
-      unit.num_stages += count;
-    }
+    unit.count = static_cast<int>(min(context.num_tiles[panel] - first_tile, unit_tiles_));
+    unit.weights = weights_[weights_parity_];
     weights_parity_ ^= 1;
-    int stage = 0;
-    for (int i = 0; i < unit.strands[unit.num_strands - 1].count; ++i) {
-      for (int strand = 0; strand < unit.num_strands; ++strand) {
-        if (i < unit.strands[strand].count) run_stage(unit, strand, i, stage++);
-      }
-    }
+    for (int i = 0; i < unit.count; ++i) run_stage(unit, i);
   }
 
-  // Makes the scores of tile i for one strand, the weights of the tile before and a share of the ready unit's second
-  // products. Stage 0 turns the last tile of the unit before into weights; that unit is ready from stage 1 on, until
-  // stage 0 of the next.
-  void run_stage(const Unit& unit, int strand, int i, int stage) {
-    const int64_t panel = unit.strands[strand].panel;
+  // Makes the scores of tile i, the weights of the tile before and a share of the ready unit's second products. Stage 0
+  // turns the last tile of the unit before into weights; that unit is ready from stage 1 on, until stage 0 of the next.
+  void run_stage(const Unit& unit, int i) {
     // A part of the weights goes between the steps of this product, the rest between those of a second product.
     const bool weighs = filling_.exists();
     const uint32_t end = weighs ? Softmax::kPortions / 2 : 0;
     uint32_t portion = 0;
     if (weighs) softmax_.prepare();
-    if (strand == 0) prefetch(unit, i + 2);
+    prefetch(unit, i + 2);
     Engine::multiply(
-        unit.context->head_tiles->keys[unit.tiles[i]], queries(*unit.context, panel), whole_head(), false,
+        unit.context->head_tiles->keys[unit.tiles[i]], queries(*unit.context, unit.panel), whole_head(), false,
         scores_[scores_parity_],
         [&]() __attribute__((always_inline)) {
           if (portion < end) softmax_.add_weights(portion++);
         },
         kScoreStride);
-    if (weighs) {
-      const int64_t products = head_steps_ * ready_.num_strands * stage / unit.num_stages;
-      finish_weights(portion, stage == 0 ? kEverything : products);
-    }
-    if (stage == 0) {
+    if (weighs) finish_weights(portion, i == 0 ? kEverything : head_steps_ * i / unit.count);
+    if (i == 0) {
       ready_ = filling_;
       filling_ = unit;
     }
-    const int64_t first_query = unit.context->first_row + panel * kBlock;
+    const int64_t first_query = unit.context->first_row + unit.panel * kBlock;
     softmax_.begin(scores_[scores_parity_], TileBounds::of(params_.shape, params_.causal, first_query, unit.tiles[i]),
-                   &unit.context->statistics[panel], unit.strands[strand].weights, i);
-    filled_strand_ = strand;
+                   &unit.context->statistics[unit.panel], unit.weights, i);
     filled_ = i;
     scores_parity_ ^= 1;
   }
   // Kept tiles that do not follow one another are beyond the guesses of the processor's own prefetchers.
   void prefetch(const Unit& unit, int i) const {
-    if (i >= unit.strands[unit.num_strands - 1].count || unit.tiles[i] == unit.tiles[i - 2] + 2) return;
+    if (i >= unit.count || unit.tiles[i] == unit.tiles[i - 2] + 2) return;
     const RowOperand<Operand> keys = unit.context->head_tiles->keys[unit.tiles[i]];
     const RowOperand<Operand> values = unit.context->head_tiles->values.columns(0);
     const Operand* value_tile = values.data + unit.tiles[i] * values.step_stride;
@@ -262,27 +238,24 @@ class AttentionPipeline {
     multiply_values(products);
   }
 
-  // Adds the weights of tiles [first_weights, end) of a strand to 32 of D of its sums.
+  // Adds the weights of tiles [first_weights, end) of a unit to 32 of D of its sums.
   template <class Step>
-  void multiply_chunk(const Unit& unit, const Strand& strand, int64_t chunk, int end, Step&& step) {
+  void multiply_chunk(const Unit& unit, int64_t chunk, int end, Step&& step) {
     Context& context = *unit.context;
-    Engine::multiply(context.head_tiles->values.columns(chunk), strand.weights,
-                     {unit.tiles, strand.first_weights, end - strand.first_weights, true},
-                     context.has_sums[strand.panel], sums(context, strand.panel, chunk), step);
+    Engine::multiply(context.head_tiles->values.columns(chunk), unit.weights,
+                     {unit.tiles, unit.first_weights, end - unit.first_weights, true}, context.has_sums[unit.panel],
+                     sums(context, unit.panel, chunk), step);
   }
   template <class Step>
   void multiply_next(Step&& step) {
-    const Strand& strand = ready_.strands[ready_.next_product % ready_.num_strands];
-    multiply_chunk(ready_, strand, ready_.next_product / ready_.num_strands, strand.count, step);
-    ++ready_.next_product;
+    multiply_chunk(ready_, ready_.next_product++, ready_.count, step);
   }
   void multiply_values(int64_t products) {
     if (!ready_.exists()) return;
-    const int64_t all = head_steps_ * ready_.num_strands;
-    while (ready_.next_product < min(products, all)) multiply_next(NoStep());
-    if (ready_.next_product < all) return;
+    while (ready_.next_product < min(products, head_steps_)) multiply_next(NoStep());
+    if (ready_.next_product < head_steps_) return;
     Context& context = *ready_.context;
-    for (int i = 0; i < ready_.num_strands; ++i) context.has_sums[ready_.strands[i].panel] = true;
+    context.has_sums[ready_.panel] = true;
     ready_ = Unit();
     if (--context.units_left == 0) write_results(context);
   }
@@ -291,12 +264,11 @@ class AttentionPipeline {
   void raise_references() {
     multiply_values(kEverything);
     Context& context = *filling_.context;
-    Strand& strand = filling_.strands[filled_strand_];
-    const int64_t panel = strand.panel;
-    if (filled_ > strand.first_weights) {
-      for (int64_t chunk = 0; chunk < head_steps_; ++chunk) multiply_chunk(filling_, strand, chunk, filled_, NoStep());
+    const int64_t panel = filling_.panel;
+    if (filled_ > filling_.first_weights) {
+      for (int64_t chunk = 0; chunk < head_steps_; ++chunk) multiply_chunk(filling_, chunk, filled_, NoStep());
       context.has_sums[panel] = true;
-      strand.first_weights = filled_;
+      filling_.first_weights = filled_;
     }
     softmax_.raise_references([&](int i, Vec factor) {
       if (!context.has_sums[panel]) return;
@@ -351,16 +323,16 @@ class AttentionPipeline {
   const BlockSparseAttentionForwardParams& params_;
   Softmax softmax_;
   int64_t head_steps_;
+  int unit_tiles_;
   Context contexts_[kContexts] = {};
   int next_context_ = 0;
-  Operand* weights_[2][kTogether];
+  Operand* weights_[2];
   int weights_parity_ = 0;
   float* scores_[2];
   int scores_parity_ = 0;
-  Unit filling_;           // the unit of the tile that softmax_ works on
-  int filled_strand_ = 0;  // and that tile's place in it
-  int filled_ = 0;
-  Unit ready_;  // the unit whose weights are complete
+  Unit filling_;    // the unit of the tile that softmax_ works on
+  int filled_ = 0;  // and that tile's place in it
+  Unit ready_;      // the unit whose weights are complete
 };
 
 }  // namespace tokcore::cpu::TOKCORE_ISA
