@@ -100,4 +100,88 @@ inline void fill_codes_params(KvCodesParams& params, const CodesArguments& a, bo
   params.num_channel_scales = channel_scale.has_value() ? channel_scale->size(0) : 1;
 }
 
+// ---- the two ops, for either backend -------------------------------------------------------------------------------
+
+inline CodesArguments check_quantize(const Checker& check, const Tensor& x, int64_t bits, const std::string& axis,
+                                     int64_t group, const std::optional<Tensor>& channel_scale, bool rotate) {
+  check_real(check, "x", x.scalar_type());
+  check_channel_scale_type(check, "channel_scale", channel_scale, x, "x");
+  check.rank(x, "x", 3);
+  const CodesArguments a{x.size(0), x.size(1), x.size(2), bits, axis, group, channel_scale, rotate, "x"};
+  check_channel_scale_shape(check, channel_scale, a.num_items, a.head_dim);
+  check_codes(check, a);
+  check.unit_last_stride(x, "x");
+  return a;
+}
+
+struct QuantizedTensors {
+  Tensor packed, scale, zero;
+};
+inline QuantizedTensors allocate_quantized(const Tensor& x, const CodesArguments& a, bool symmetric) {
+  const int64_t row_bytes = code_bytes(a.head_dim, static_cast<int>(a.bits));
+  const std::vector<int64_t> scales = scale_shape(a);
+  return {core::empty_like_on(x, {a.num_items, a.num_tokens, row_bytes}, ScalarType::Byte),
+          core::empty_like_on(x, scales, ScalarType::BFloat16),
+          core::empty_like_on(x, symmetric ? std::vector<int64_t>{0} : scales, ScalarType::BFloat16)};
+}
+inline KvQuantizeParams quantize_params(const Tensor& x, const CodesArguments& a, bool symmetric,
+                                        const std::optional<Tensor>& dense_scale, const QuantizedTensors& made) {
+  KvQuantizeParams params = {};
+  fill_codes_params(params, a, symmetric, dense_scale);
+  params.dtype = core::to_dtype(x.scalar_type());
+  params.x = x.const_data_ptr();
+  params.stride_item = x.stride(0);
+  params.stride_token = x.stride(1);
+  params.packed = core::mutable_data_of<uint8_t>(made.packed);
+  params.scale = core::mutable_data_of<BFloat16>(made.scale);
+  params.zero = symmetric ? nullptr : core::mutable_data_of<BFloat16>(made.zero);
+  return params;
+}
+
+inline CodesArguments check_dequantize(const Checker& check, const Tensor& packed, const Tensor& scale,
+                                       const Tensor& zero, int64_t bits, const std::string& axis, int64_t group,
+                                       bool symmetric, const std::optional<Tensor>& channel_scale, bool rotate,
+                                       ScalarType dtype) {
+  check.dtype(packed, "packed", ScalarType::Byte);
+  check.dtype(scale, "scale", ScalarType::BFloat16);
+  check.dtype(zero, "zero", ScalarType::BFloat16);
+  check_real(check, "dtype", dtype);
+  check.same_device(scale, "scale", packed, "packed");
+  check.same_device(zero, "zero", packed, "packed");
+  check_channel_scale_type(check, "channel_scale", channel_scale, packed, "packed");
+  check.rank(packed, "packed", 3);
+  check_bits(check, bits);
+  check_axis(check, axis);
+  const int64_t head_dim = packed.size(2) * codes_per_byte(static_cast<int>(bits));
+  const CodesArguments a{packed.size(0), packed.size(1), head_dim, bits, axis, group, channel_scale, rotate, "packed"};
+  check_codes(check, a);
+  check.shape(scale, "scale", scale_shape(a), axis == "token" ? "[M, N, D/group]" : "[M, N/group, D]");
+  check.shape(zero, "zero", symmetric ? std::vector<int64_t>{0} : scale_shape(a),
+              symmetric ? "empty when symmetric" : "shape of scale");
+  check_channel_scale_shape(check, channel_scale, a.num_items, head_dim);
+  return a;
+}
+
+// Contiguous codes, kept while a kernel reads them.
+struct DenseCodes {
+  Tensor packed, scale, zero;
+  std::optional<Tensor> channel_scale;
+  DenseCodes(const Tensor& packed_, const Tensor& scale_, const Tensor& zero_, const std::optional<Tensor>& channels)
+      : packed(torch::stable::contiguous(packed_)),
+        scale(torch::stable::contiguous(scale_)),
+        zero(torch::stable::contiguous(zero_)),
+        channel_scale(core::as_contiguous_float(channels)) {}
+};
+inline KvDequantizeParams dequantize_params(const DenseCodes& dense, const CodesArguments& a, bool symmetric,
+                                            const Tensor& x) {
+  KvDequantizeParams params = {};
+  fill_codes_params(params, a, symmetric, dense.channel_scale);
+  params.packed = core::data_of<uint8_t>(dense.packed);
+  params.scale = core::data_of<BFloat16>(dense.scale);
+  params.zero = symmetric ? nullptr : core::data_of<BFloat16>(dense.zero);
+  params.dtype = core::to_dtype(x.scalar_type());
+  params.x = x.mutable_data_ptr();
+  return params;
+}
+
 }  // namespace tokcore::kv_cache

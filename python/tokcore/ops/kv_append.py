@@ -78,7 +78,8 @@ def kv_append(cache: QuantizedKVCache, layer: int, k: Tensor, v: Tensor, slot_ma
     Raises:
         TypeError: a wrong type or dtype. ValueError: a wrong shape, a slot that is not the next one of its sequence
             (written before, or beyond a gap), a full sequence, a page number outside the pages. Nothing is written
-            then.
+            then. On CUDA, where nothing waits for the GPU, wrong values do not raise: the device refuses the append as
+            a whole and the lengths stay as they were.
 
     Bitwise the same on every backend and for every thread count, and however tokens are cut into calls. Reads and
     writes each token once; a token that reaches a page is read again when it leaves the window.

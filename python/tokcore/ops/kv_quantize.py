@@ -162,7 +162,8 @@ def kv_quantize(
 
     Raises:
         TypeError: a wrong type or dtype. ValueError: a wrong rank, shape or value. NotImplementedError: a device
-            without kernels.
+            without kernels. On CUDA, where nothing waits for the GPU, a channel scale that is not finite and positive
+            makes NaN instead.
 
     A group that holds a NaN or an infinity, or whose range overflows, comes back as NaN altogether. Codes, scales and
     zeros are the same bits on every backend, instruction-set level and thread count. Reads x once and writes the codes:

@@ -100,6 +100,7 @@ class OpTable:
     variants: tuple[Variant, ...] = ()
     goals: tuple[Goal | MemoryGoal | TimeGoal, ...] = ()
     support: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # option -> {"cpu": "yes", "cuda": "no: …"}
+    waits: bool = False  # run() waits for the GPU: it drives a class that plans on the host, or reads lengths back
 
     def runs_on(self, backend: str) -> bool:
         """Whether any option is supported there."""

@@ -5,39 +5,12 @@
 
 #include "bindings.h"
 #include "cross_entropy/linear_logprobs_plan_cuda.h"
+#include "fields.h"
 
 namespace py = pybind11;
 
 namespace tokcore::simt {
 namespace {
-
-// The fields of a params struct by name: addresses and numbers; what is not there stays 0 or null.
-class Fields {
- public:
-  explicit Fields(const py::dict& values) : values_(values) {}
-  ~Fields() noexcept(false) {
-    if (taken_ != values_.size()) throw std::invalid_argument("there are fields that no params struct has");
-  }
-  template <class T>
-  void operator()(const char* name, T& field) {
-    if (!values_.contains(name)) return;
-    ++taken_;
-    if constexpr (std::is_pointer_v<T>) {
-      field = reinterpret_cast<T>(values_[name].cast<uintptr_t>());
-    } else {
-      field = values_[name].cast<T>();
-    }
-  }
-
- private:
-  const py::dict& values_;
-  size_t taken_ = 0;
-};
-
-DType dtype_of(const std::string& name) {
-  if (name == "float32") return DType::kFloat32;
-  return name == "float16" ? DType::kFloat16 : DType::kBFloat16;
-}
 
 void fill(LinearLogitsParams& params, Fields& fields) {
   std::string dtype;

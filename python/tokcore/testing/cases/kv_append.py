@@ -114,8 +114,9 @@ TABLE = OpTable(
     run=run,
     reference=reference,
     composition=reference,  # nothing is rounded: the rules say every bit
+    waits=True,
     support={
-        option: {"cpu": "yes", "cuda": "no: no CUDA kernel yet"}
+        option: {"cpu": "yes", "cuda": "yes"}
         for option in ("float32, bfloat16, float16", "ragged sequences", "residual window, sinks", "two tiers")
     },
 )

@@ -132,8 +132,11 @@ TABLE = OpTable(
     ),
     goals=(Goal(_MAIN, "forward", "tokcore", "eager PyTorch", 2.0),),
     support={
-        option: {"cpu": "yes", "cuda": "no: no CUDA kernel yet"}
+        option: {"cpu": "yes", "cuda": "yes"}
         for option in ("float32, bfloat16, float16", "bits 8, 4, 2", "axis", "group", "symmetric", "channel_scale")
     }
-    | {"rotate": {"cpu": "D a power of two", "cuda": "no: no CUDA kernel yet"}},
+    | {
+        "rotate": {"cpu": "D a power of two", "cuda": "D a power of two"},
+        "D": {"cpu": "any multiple of 8 / bits", "cuda": "up to 4096"},
+    },
 )
