@@ -59,11 +59,17 @@ def table_of(
     reference: Callable[[Inputs], Outputs],
     bench: str,
     options: tuple[str, ...],
+    timed: Callable[[bool, Inputs], Callable[[], Any]] | None = None,
 ) -> OpTable:
-    """A table whose outputs are discrete: what PyTorch would give is the reference itself, which sets no slack."""
+    """A table whose outputs are discrete: what PyTorch would give is the reference itself, which sets no slack.
 
-    def prepare(call: Callable[[Inputs], Outputs]) -> Callable[[Case, Inputs], Callable[[], Any]]:
-        return lambda _, inputs: lambda: call(inputs)
+    ``timed(peer, inputs)`` gives what a benchmark times where that is not the whole of ``run``.
+    """
+
+    def prepare(peer: bool) -> Callable[[Case, Inputs], Callable[[], Any]]:
+        if timed is not None:
+            return lambda _, inputs: timed(peer, inputs)
+        return lambda _, inputs: lambda: (reference if peer else run)(inputs)
 
     return OpTable(
         op=op,
@@ -73,8 +79,8 @@ def table_of(
         reference=reference,
         composition=reference,
         variants=(
-            Variant("plain Python", "draft", prepare(reference), peer=True, slow=True, backends=("cpu",)),
-            Variant("tokcore", "draft", prepare(run), peer=False, backends=("cpu",)),
+            Variant("plain Python", "draft", prepare(True), peer=True, slow=True, backends=("cpu",)),
+            Variant("tokcore", "draft", prepare(False), peer=False, backends=("cpu",)),
         ),
         goals=(Goal(bench, "draft", "tokcore", "plain Python", 10.0),),
         support={option: {"cpu": "yes", "cuda": "no: no CUDA kernel yet"} for option in options},

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from tokcore.ops.draft_recycling import draft_recycling, draft_recycling_update
@@ -56,6 +59,13 @@ def reference(inputs: Inputs) -> Outputs:
     return {**named(meaning.draft_recycling(**given), TREES), "adjacency": given["adjacency"]}
 
 
+def timed(peer: bool, inputs: Inputs) -> Callable[[], Any]:
+    """The draft alone."""
+    given, _ = _split(inputs)
+    draft = meaning.draft_recycling if peer else draft_recycling
+    return lambda: draft(**given)
+
+
 TABLE = table_of(
     "draft_recycling",
     CASES,
@@ -64,4 +74,5 @@ TABLE = table_of(
     reference,
     _MAIN,
     ("templates up to 256 nodes", "budgets a request", "tables with unknown successors", "update with repeated tokens"),
+    timed,
 )

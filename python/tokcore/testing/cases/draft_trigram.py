@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from tokcore.ops.draft_trigram import draft_trigram, draft_trigram_update
@@ -67,6 +70,14 @@ def reference(inputs: Inputs) -> Outputs:
     return {**named(meaning.draft_trigram(**table, **rest), (*TREES, "joint")), **table}
 
 
+def timed(peer: bool, inputs: Inputs) -> Callable[[], Any]:
+    """The search alone, in a table that is filled."""
+    table, rows, rest = _split(inputs)
+    draft_trigram_update(**table, **rows)
+    search = meaning.draft_trigram if peer else draft_trigram
+    return lambda: search(**table, **rest)
+
+
 TABLE = table_of(
     "draft_trigram",
     CASES,
@@ -75,4 +86,5 @@ TABLE = table_of(
     reference,
     _MAIN,
     ("budgets a request", "exploration", "roots without a token before them", "update with pairs that collide"),
+    timed,
 )
