@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 
-from tokcore import masks, nn
+from tokcore import masks, nn, paro
 from tokcore.block_mask import BlockMask
 from tokcore.kv_presets import KV_PRESETS, KVPreset, kv_balancer, kv_channel_scale
 from tokcore.ops.attention_block_scores import attention_block_scores
@@ -16,6 +16,7 @@ from tokcore.ops.kv_retier import kv_retier
 from tokcore.ops.kv_saliency import kv_saliency
 from tokcore.ops.linear_cross_entropy import linear_cross_entropy
 from tokcore.ops.linear_logprobs import LinearLogprobs, linear_logprobs
+from tokcore.paro import ParoPlan, calibrate_paro
 from tokcore.quantized_kv_cache import QuantizedKVCache
 from tokcore.token_tree import TokenTree
 from tokcore.verdict import Verdict
@@ -30,6 +31,7 @@ __all__ = [
     "BlockMask",
     "KVPreset",
     "LinearLogprobs",
+    "ParoPlan",
     "Quantized",
     "QuantizedKVCache",
     "TokenTree",
@@ -37,6 +39,7 @@ __all__ = [
     "__version__",
     "attention_block_scores",
     "block_sparse_attention",
+    "calibrate_paro",
     "decode_attention",
     "kv_append",
     "kv_balancer",
@@ -48,4 +51,5 @@ __all__ = [
     "linear_logprobs",
     "masks",
     "nn",
+    "paro",
 ]

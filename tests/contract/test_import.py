@@ -39,6 +39,7 @@ def test_public_names() -> None:
         "KVPreset",
         "KV_PRESETS",
         "LinearLogprobs",
+        "ParoPlan",
         "Quantized",
         "QuantizedKVCache",
         "TokenTree",
@@ -46,6 +47,7 @@ def test_public_names() -> None:
         "__version__",
         "attention_block_scores",
         "block_sparse_attention",
+        "calibrate_paro",
         "decode_attention",
         "kv_append",
         "kv_balancer",
@@ -57,6 +59,7 @@ def test_public_names() -> None:
         "linear_logprobs",
         "masks",
         "nn",
+        "paro",
     ]
     assert all(hasattr(tokcore, name) for name in tokcore.__all__)
 

@@ -1,0 +1,18 @@
+"""Calibration of PARO attention: samples of a model's attention in, orders of tokens and block masks out."""
+
+from __future__ import annotations
+
+from tokcore.paro.calibrate import calibrate_paro
+from tokcore.paro.plan import CLASSES, ParoPlan
+from tokcore.paro.samples import AttentionSample, Sample, StoredSample, load_samples, save_sample
+
+__all__ = [
+    "CLASSES",
+    "AttentionSample",
+    "ParoPlan",
+    "Sample",
+    "StoredSample",
+    "calibrate_paro",
+    "load_samples",
+    "save_sample",
+]

@@ -1,0 +1,302 @@
+"""``calibrate_paro``: from samples of q and k to a plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tokcore.block_mask import BlockMask, check_block
+from tokcore.ops import _checks as checks
+from tokcore.ops.block_sparse_attention import block_sparse_attention
+from tokcore.paro import scores
+from tokcore.paro.plan import DENSE, EMPTY, SPARSE, ParoPlan
+from tokcore.paro.plan_file import tensor_bytes
+from tokcore.paro.samples import Sample, check_finite
+from tokcore.permutation import check_grid, permutation_indices
+
+
+@dataclass(frozen=True)
+class OutputQuality:
+    """Of a head's output over the samples; all NaN where one has no v."""
+
+    psnr: float  # of the sparse output
+    psnr_of_nothing: float  # of zeros in its place
+    rms: float  # root mean square of the dense output
+
+
+@dataclass(frozen=True)
+class HeadResult:
+    """What calibration found for one head."""
+
+    code: int
+    dense: Tensor  # bool [Mb, Nb]
+    kind: int
+    density: float
+    recall: float
+    scores: scores.OrderScores
+    quality: OutputQuality
+
+
+@dataclass(frozen=True)
+class _Options:
+    grid: tuple[int, int, int]
+    text: tuple[int, int]
+    block: tuple[int, int]
+    density: float
+    alpha: float
+    threshold: float
+    min_recall: float
+
+
+def calibrate_paro(
+    samples: Sequence[Sample],
+    grid: Sequence[int],
+    text: Sequence[int] = (0, 0),
+    density: float = 0.3,
+    *,
+    alpha: float = 0.5,
+    block: tuple[int, int] = (64, 64),
+    threshold: float = 1e-3,
+    share_from: float = 0.5,
+    min_recall: float = 0.0,
+    empty_below: float = 1e-4,
+    progress: Callable[[str], None] | None = None,
+) -> ParoPlan:
+    """Choose for every head an order of its tokens and the blocks of attention to keep.
+
+    For each of the six orders, P = softmax(scale·q·kᵀ) is looked at in blocks: its sparse score is the share of blocks
+    in which at least 90 % of the entries are below ``threshold``, its quantization score the mean over blocks of
+    max|P| / mean|P|. The order of least α·(1 − norm(sparse)) + (1 − α)·norm(quantization) wins, norm mapping the six
+    values onto [0, 1]. In it, the blocks that hold most attention are kept up to ``density``; text and the best block
+    of every row are kept first. All means are over the prompts and steps of a step group.
+
+    Args:
+        samples: at least one for every layer and step group, such as :class:`tokcore.paro.AttentionSample` or
+            what :func:`tokcore.paro.load_samples` returns; each with B prompts. q and k after RoPE, in reading order.
+        grid: (F, H, W) tokens.
+        text: tokens before and after the grid; N = text[0] + F·H·W + text[1].
+        density: share of blocks to keep, in (0, 1].
+        alpha: weight of the sparse score, in [0, 1].
+        block: (bm, bn).
+        threshold: what counts as a small weight, in (0, 1).
+        share_from: the sampled steps from this share on form one group, the earlier ones one each; in [0, 1].
+        min_recall: heads whose kept blocks hold less of the attention are dense; in [0, 1], 0 for no such head.
+        empty_below: heads whose output is, with v, less than this share of their layer's root mean square are empty, of
+            which nothing is computed; in [0, 1), 0 for no such head.
+        progress: called with a line for every head that is done.
+
+    Returns:
+        :class:`ParoPlan`; its PSNR is NaN where a sample has no v, and no head is empty there.
+
+    Raises:
+        TypeError: a wrong type. ValueError: values out of range, samples that do not fit one another or the grid, a
+            layer without a sample in some step group, values that are not finite.
+
+    One head of one sample is held at a time, six orders one after the other: beyond it, memory grows with
+    N·D + (N/bm)·(N/bn) and with the masks, never with N². A head takes 6·3 + 1 passes over the attention matrix of
+    2·N²·D FLOPs, and two attentions more with v. Repeatable bit for bit whatever the thread count.
+    Source: PAROAttention (arXiv 2506.16054), which leaves α open.
+    """
+    require = checks.wrapper_require("calibrate_paro")
+    options = _checked(require, grid, text, density, alpha, block, threshold, min_recall)
+    checks._number(require, "share_from", share_from)
+    require(0.0 <= share_from <= 1.0, "share_from", lambda: "a value in [0, 1]", lambda: f"{share_from}")
+    checks.check_interval(require, "empty_below", empty_below, 1.0)
+    num_tokens = check_grid(require, grid, text)
+    heads = _check_samples(require, samples, num_tokens)
+    layers = tuple(dict.fromkeys(sample.layer for sample in samples))
+    groups = step_groups({sample.step for sample in samples}, share_from)
+    results: list[list[list[HeadResult]]] = []
+    for group in groups:
+        of_layers = []
+        for layer in layers:
+            chosen = [sample for sample in samples if sample.layer == layer and sample.step in group]
+            require(
+                bool(chosen), "samples", lambda: "samples of every layer in every group of steps",
+                lambda layer=layer, group=group: f"none of layer {layer} at step {', '.join(map(str, group))}",  # type: ignore[misc]
+            )  # fmt: skip
+            found = []
+            for head in range(heads):
+                found.append(_calibrate_head(require, chosen, head, options))
+                if progress is not None:
+                    progress(f"step {group[0]}, layer {layer}, head {head + 1} of {heads}")
+            of_layers.append(_without_empty(found, empty_below))
+        results.append(of_layers)
+    return _assemble(results, groups, layers, options)
+
+
+def step_groups(steps: set[int], share_from: float) -> list[tuple[int, ...]]:
+    """The sampled steps before ``share_from`` of their number one by one, the others together."""
+    ordered = sorted(steps)
+    alone = min(math.floor(share_from * len(ordered)), len(ordered) - 1)
+    return [*((step,) for step in ordered[:alone]), tuple(ordered[alone:])]
+
+
+def _checked(
+    require: checks.Require,
+    grid: Sequence[int],
+    text: Sequence[int],
+    density: float,
+    alpha: float,
+    block: tuple[int, int],
+    threshold: float,
+    min_recall: float,
+) -> _Options:
+    check_grid(require, grid, text)
+    checks.check_positive(require, "density", density, optional=False)
+    require(density <= 1.0, "density", lambda: "a value in (0, 1]", lambda: f"{density}")
+    for name, value in {"alpha": alpha, "min_recall": min_recall}.items():
+        checks._number(require, name, value)
+        require(0.0 <= value <= 1.0, name, lambda: "a value in [0, 1]", lambda value=value: f"{value}")  # type: ignore[misc]
+    check_block(require, block)
+    checks.check_positive(require, "threshold", threshold, optional=False)
+    require(threshold < 1.0, "threshold", lambda: "a value in (0, 1)", lambda: f"{threshold}")
+    F, H, W = grid
+    return _Options((F, H, W), (text[0], text[1]), (block[0], block[1]), density, alpha, threshold, min_recall)
+
+
+def _check_samples(require: checks.Require, samples: Sequence[Sample], num_tokens: int) -> int:
+    require(len(samples) > 0, "samples", lambda: "at least one sample", lambda: "none")
+    heads = samples[0].num_heads
+    for sample in samples:
+        where = f"step {sample.step}, layer {sample.layer}"
+        found = sample.num_tokens
+        require(
+            found == num_tokens,
+            "samples",
+            lambda: f"{num_tokens} tokens (the grid and its text)",
+            lambda found=found, where=where: f"{found} in {where}",  # type: ignore[misc]
+        )
+        count = sample.num_heads
+        require(
+            count == heads and count > 0,
+            "samples",
+            lambda: f"{heads} heads, those of the first sample, and at least one",
+            lambda count=count, where=where: f"{count} in {where}",  # type: ignore[misc]
+        )
+    return heads
+
+
+@torch.no_grad()
+def _calibrate_head(require: checks.Require, samples: Sequence[Sample], head: int, options: _Options) -> HeadResult:
+    grid, text, block = options.grid, options.text, options.block
+    sparse, quantization = [], []
+    device = torch.device("cpu")
+    for sample in samples:
+        q, k, v = sample.head(head)
+        device = q.device
+        for name, value in {"q": q, "k": k, "v": v}.items():
+            if value is not None:
+                check_finite(require, name, value, f"step {sample.step}, layer {sample.layer}, head {head}")
+        found = scores.order_scores(q, k, sample.scale, grid, text, block, options.threshold)
+        sparse.append(found.sparse)
+        quantization.append(found.quantization)
+    order = scores.OrderScores(torch.stack(sparse).mean(0), torch.stack(quantization).mean(0))
+    code = order.best(options.alpha)
+
+    num_tokens = samples[0].num_tokens
+    indices = permutation_indices(code, grid, text, device)
+    masses = []
+    for sample in samples:
+        q, k, _ = sample.head(head)
+        masses.append(scores.block_mass(q, k, sample.scale, indices, block))
+    mass = torch.stack(masses).mean(0)
+    dense = scores.choose_blocks(mass, options.density, scores.text_blocks(num_tokens, text, block).to(device))
+    kept = scores.recall(mass, dense, num_tokens, block)
+    kind = SPARSE
+    if kept < options.min_recall or bool(dense.all()):
+        dense, kept, kind = torch.ones_like(dense), 1.0, DENSE
+    quality = _output_quality(samples, head, indices, dense, block)
+    return HeadResult(code, dense.cpu(), kind, float(dense.double().mean()), kept, order, quality)
+
+
+def _output_quality(
+    samples: Sequence[Sample], head: int, indices: Tensor, dense: Tensor, block: tuple[int, int]
+) -> OutputQuality:
+    """PSNRs from the means over samples of error² / range², range the dense output's greatest less its least value."""
+    shape = (indices.numel(), indices.numel())
+    kept, everything = BlockMask.from_dense(dense, block, shape=shape), BlockMask.full(shape, block, dense.device)
+    error, nothing, square = 0.0, 0.0, 0.0
+    for sample in samples:
+        q, k, v = sample.head(head)
+        if v is None:
+            return OutputQuality(math.nan, math.nan, math.nan)
+        q, k, v = (scores.reorder(x, indices) for x in (q, k, v))
+        whole = block_sparse_attention(q, k, v, everything, scale=sample.scale).double()
+        part = block_sparse_attention(q, k, v, kept, scale=sample.scale).double()
+        error += _relative_error(part, whole) / len(samples)
+        nothing += _relative_error(torch.zeros_like(whole), whole) / len(samples)
+        square += float(whole.square().mean()) / len(samples)
+    return OutputQuality(_decibels(error), _decibels(nothing), math.sqrt(square))
+
+
+def _relative_error(part: Tensor, whole: Tensor) -> float:
+    """Mean square error over the square of the range of the values; 0 where both are equal."""
+    error = float((part - whole).square().mean())
+    spread = float(whole.max() - whole.min())
+    return 0.0 if error == 0.0 else error / spread**2 if spread > 0.0 else math.inf
+
+
+def _decibels(error: float) -> float:
+    return math.inf if error == 0.0 else -10.0 * math.log10(error) if error < math.inf else -math.inf
+
+
+def _without_empty(found: list[HeadResult], empty_below: float) -> list[HeadResult]:
+    """The heads of a layer; those that add next to nothing to its output keep no block."""
+    limit = empty_below * math.sqrt(sum(head.quality.rms**2 for head in found) / len(found))
+    return [_emptied(head) if head.quality.rms < limit else head for head in found]
+
+
+def _emptied(head: HeadResult) -> HeadResult:
+    quality = replace(head.quality, psnr=head.quality.psnr_of_nothing)
+    return replace(head, dense=torch.zeros_like(head.dense), kind=EMPTY, density=0.0, recall=0.0, quality=quality)
+
+
+def _assemble(
+    results: list[list[list[HeadResult]]],
+    groups: Sequence[tuple[int, ...]],
+    layers: tuple[str, ...],
+    options: _Options,
+) -> ParoPlan:
+    import tokcore
+
+    shape = (math.prod(options.grid) + sum(options.text),) * 2
+    known: dict[bytes, int] = {}
+    distinct: list[Tensor] = []
+
+    def index_of(head: HeadResult) -> int:
+        bits = BlockMask.from_dense(head.dense, options.block, shape=shape).bits[0, 0]
+        key = tensor_bytes(bits.contiguous())
+        if key not in known:
+            known[key] = len(distinct)
+            distinct.append(bits)
+        return known[key]
+
+    def table(value: Callable[[HeadResult], object], dtype: torch.dtype) -> Tensor:
+        return torch.tensor([[[value(head) for head in layer] for layer in group] for group in results], dtype=dtype)
+
+    index = table(index_of, torch.int32)
+    return ParoPlan(
+        grid=options.grid,
+        text=options.text,
+        block=options.block,
+        layers=layers,
+        steps=tuple(group[0] for group in groups),
+        step_counts=torch.tensor([len(group) for group in groups]),
+        permutations=table(lambda head: head.code, torch.int32),
+        mask_index=index,
+        masks=torch.stack(distinct),
+        head_class=table(lambda head: head.kind, torch.int32),
+        density=table(lambda head: head.density, torch.float32),
+        recall=table(lambda head: head.recall, torch.float32),
+        psnr=table(lambda head: head.quality.psnr, torch.float32),
+        sparse_score=table(lambda head: head.scores.sparse.tolist(), torch.float32),
+        quantization_score=table(lambda head: head.scores.quantization.tolist(), torch.float32),
+        requested_density=float(options.density),
+        alpha=float(options.alpha),
+        tokcore_version=tokcore.__version__,
+    )
