@@ -56,7 +56,7 @@ def tokenizer(corpus: Corpus) -> Tokenizer:
 def settings() -> DemoSettings:
     """The demo in miniature: half a second of training."""
     model = ModelConfig(
-        vocab_size=400, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_size=64
+        vocab_size=400, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=32, mlp_size=64
     )
     return DemoSettings(
         model=model, steps=12, batch_size=2, seq_len=32, warmup_steps=4, probe_every=5, topk=3, learning_rate=5e-3

@@ -29,6 +29,12 @@ PICTURES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def first_act_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others have tests of their own."""
+    monkeypatch.setattr(pipeline, "ACTS", ())
+
+
 def rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from tokcore.demo.act import Act
+from tokcore.demo.kv_cache.play import play as play_kv_cache
 
-ACTS: tuple[Act, ...] = ()
+ACTS: tuple[Act, ...] = (play_kv_cache,)

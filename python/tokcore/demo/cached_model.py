@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +14,7 @@ from tokcore.demo.model import Attention, Block, Linear, Transformer, apply_rope
 from tokcore.ops.decode_attention import decode_attention
 from tokcore.quantized_kv_cache import QuantizedKVCache
 
-
+Observer = Callable[[int, Tensor, Tensor, Tensor], None]  # layer, q [B, T, H, D], k and v [B, T, Hkv, D]
 Index = tuple[Tensor, Tensor]  # of the first two dimensions
 
 
@@ -46,6 +46,7 @@ class CachedTransformer:
             head_dim=config.head_dim,
             dtype=model.compute_dtype,
         )
+        self.observer: Observer | None = None  # sees what a call appends: saliency and balancers are made of it
         self._rope = rope_tables(self.cache.capacity, config.head_dim, config.rope_base)
 
     @torch.no_grad()
@@ -112,6 +113,8 @@ class CachedTransformer:
             part(x).unflatten(-1, (-1, self.config.head_dim)) for part in (module.query, module.key, module.value)
         )
         q, k = (apply_rope(part.transpose(1, 2), *rope).transpose(1, 2) for part in (q, k))
+        if self.observer is not None:
+            self.observer(layer, q, k, v)
         self.cache.append(layer, k, v, lengths)
         if aligned is not None:
             q = q[aligned[0]]

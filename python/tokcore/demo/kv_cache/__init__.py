@@ -1,0 +1,1 @@
+"""The demo's third act: the trained model over caches of several precisions, and what forgetting costs."""
