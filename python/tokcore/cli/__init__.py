@@ -1,4 +1,4 @@
-"""The command line: ``tokcore info | bench | verify | demo``."""
+"""The command line: ``tokcore info | bench | verify | calibrate | demo``."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from tokcore.cli.bench.command import bench
+from tokcore.cli.calibrate.command import calibrate
 from tokcore.cli.demo import demo
 from tokcore.cli.info import info
 from tokcore.cli.verify import verify
@@ -16,5 +17,5 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (info, bench, verify, demo):
+for command in (info, bench, verify, calibrate, demo):
     app.command()(command)

@@ -226,18 +226,18 @@ def _output_quality(
         if v is None:
             return OutputQuality(math.nan, math.nan, math.nan)
         q, k, v = (scores.reorder(x, indices) for x in (q, k, v))
-        whole = block_sparse_attention(q, k, v, everything, scale=sample.scale).double()
-        part = block_sparse_attention(q, k, v, kept, scale=sample.scale).double()
-        error += _relative_error(part, whole) / len(samples)
-        nothing += _relative_error(torch.zeros_like(whole), whole) / len(samples)
-        square += float(whole.square().mean()) / len(samples)
+        whole = block_sparse_attention(q, k, v, everything, scale=sample.scale).float()
+        part = block_sparse_attention(q, k, v, kept, scale=sample.scale).float()
+        power = float(whole.square().mean(dtype=torch.float64))
+        spread = float(whole.max() - whole.min())
+        error += _relative(float((part - whole).square_().mean(dtype=torch.float64)), spread) / len(samples)
+        nothing += _relative(power, spread) / len(samples)
+        square += power / len(samples)
     return OutputQuality(_decibels(error), _decibels(nothing), math.sqrt(square))
 
 
-def _relative_error(part: Tensor, whole: Tensor) -> float:
-    """Mean square error over the square of the range of the values; 0 where both are equal."""
-    error = float((part - whole).square().mean())
-    spread = float(whole.max() - whole.min())
+def _relative(error: float, spread: float) -> float:
+    """A mean square error over the square of the range of the values; 0 where there is no error."""
     return 0.0 if error == 0.0 else error / spread**2 if spread > 0.0 else math.inf
 
 
