@@ -115,6 +115,14 @@ STABLE_TORCH_LIBRARY(tokcore, m) {
       "Tensor(a!)[] high, Tensor(b!)[] low, Tensor? k_channel_scale=None, Tensor? v_channel_scale=None, *, "
       "str k_axis='token', bool rotate=False) -> ()");
 
+  // Keeps accepted_nodes [B, K] (accepted_counts [B] of them, a path of the trees parents [B, N], counts [B]) of the
+  // trees whose nodes are the last tokens of every sequence; the other nodes are dropped. The cache's tensors are those
+  // above with a leading dimension of layers. Nothing is written if anything is wrong.
+  m.def(
+      "kv_compact(Tensor accepted_nodes, Tensor accepted_counts, Tensor tree_parents, Tensor tree_counts, "
+      "Tensor(a!) lengths, Tensor(b!) window_starts, Tensor(c!)[] recent, Tensor(d!)[] high, Tensor(e!)[] low, "
+      "Tensor? k_channel_scale=None, Tensor? v_channel_scale=None, *, str k_axis='token', bool rotate=False) -> ()");
+
   // Token trees: B trees of up to N nodes, parents [B, N] int32 (-1 for the root, node 0; else a node before its own),
   // counts [B] int32 nodes that a tree has. Ancestors as bits, [B, N, ceil(N / 64)] int64 (a node is its own), depths,
   // first child and next sibling [B, N] int32 (-1: none); padding has no bits and depth 0.

@@ -59,16 +59,19 @@ class CacheChecker {
   const Tensor& window() const { return a_.recent[kWindowK]; }
 
   // What kernels follow without looking: every page number and every count. Reads the tensors' values.
-  void check_values() const {
-    for (int64_t b = 0; b < params_.num_sequences; ++b) {
-      const int64_t length = params_.lengths[b], start = params_.window_starts[b];
+  void check_values() const { check_values(params_); }
+
+  // The same of another layer of the same shapes.
+  void check_values(const KvCacheParams& layer) const {
+    for (int64_t b = 0; b < layer.num_sequences; ++b) {
+      const int64_t length = layer.lengths[b], start = layer.window_starts[b];
       if (length < 0 || length > kMostTokens) fail_value("lengths", b, "in [0, 1073741824]", length);
-      const int64_t least = max(params_.num_sinks, length - params_.window_size);
+      const int64_t least = max(layer.num_sinks, length - layer.window_size);
       if (start < least || start > kMostTokens) {
         fail_value("window_starts", b,
                    "in [" + std::to_string(least) + ", 1073741824] (sinks, and what the window holds)", start);
       }
-      for (int name = 0; name < kNumTiers; ++name) check_tier_values(static_cast<KvTierName>(name), b);
+      for (int name = 0; name < kNumTiers; ++name) check_tier_values(layer, static_cast<KvTierName>(name), b);
     }
   }
 
@@ -276,21 +279,22 @@ class CacheChecker {
     pages.zero = pages.scheme.symmetric ? nullptr : core::mutable_data_of<BFloat16>(zero);
   }
 
-  void check_tier_values(KvTierName name, int64_t b) const {
-    const KvTier& tier = params_.tiers[name];
+  void check_tier_values(const KvCacheParams& layer, KvTierName name, int64_t b) const {
+    const KvTier& tier = layer.tiers[name];
     if (tier_of(name).empty()) return;
     const int64_t count = tier.page_counts[b];
     if (count < 0 || count > tier.table_width) {
       fail_value(name_of(name, kPageCounts), b,
                  "in [0, " + std::to_string(tier.table_width) + "] (width of the page table)", count);
     }
-    for (int64_t i = 0; i < count; ++i) check_page(name, b, i);
+    for (int64_t i = 0; i < count; ++i) check_page(layer, name, b, i);
   }
 
  public:
   // The i-th page of sequence b lies in the tier.
-  void check_page(KvTierName name, int64_t b, int64_t i) const {
-    const KvTier& tier = params_.tiers[name];
+  void check_page(KvTierName name, int64_t b, int64_t i) const { check_page(params_, name, b, i); }
+  void check_page(const KvCacheParams& layer, KvTierName name, int64_t b, int64_t i) const {
+    const KvTier& tier = layer.tiers[name];
     const int64_t page = tier.page_table[b * tier.table_width + i];
     if (page >= 0 && page < tier.num_pages) return;
     fail_value(name_of(name, kPageTable), b, "in [0, " + std::to_string(tier.num_pages) + ") (pages)", page);

@@ -11,6 +11,7 @@ from tokcore.ops.attention_block_scores import attention_block_scores
 from tokcore.ops.block_sparse_attention import block_sparse_attention
 from tokcore.ops.decode_attention import decode_attention
 from tokcore.ops.kv_append import kv_append
+from tokcore.ops.kv_compact import kv_compact
 from tokcore.ops.kv_quantize import Quantized, kv_quantize
 from tokcore.ops.kv_retier import kv_retier
 from tokcore.ops.kv_saliency import kv_saliency
@@ -44,6 +45,7 @@ __all__ = [
     "kv_append",
     "kv_balancer",
     "kv_channel_scale",
+    "kv_compact",
     "kv_quantize",
     "kv_retier",
     "kv_saliency",

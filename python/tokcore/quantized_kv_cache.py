@@ -216,6 +216,15 @@ class QuantizedKVCache:
             v_channel_scale=scales["v"],
         )
 
+    def stacked_operands(
+        self,
+    ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor | None, Tensor | None]:
+        """All layers at once, in the operators' order: the tensors of :meth:`layer` with a leading dimension."""
+        recent = [self._recent[name] for name in ("window_k", "window_v", "sink_k", "sink_v")]
+        tiers = [[] if tier is None else tier.tensors() for tier in (self._tiers["high"], self._tiers["low"])]
+        scales = self._channel_scales
+        return self._lengths, self._window_starts, recent, tiers[0], tiers[1], scales["k"], scales["v"]
+
     def append(self, layer: int, k: Tensor, v: Tensor, lengths: Tensor | Sequence[int] | None = None) -> None:
         """Appends k, v [B, T, Hkv, D] to a layer; of row b only the first ``lengths[b]`` tokens where that is given.
 

@@ -45,6 +45,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
         "block_sparse_attention",
         "decode_attention",
         "kv_append",
+        "kv_compact",
         "kv_quantize",
         "kv_retier",
         "kv_saliency",

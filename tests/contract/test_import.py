@@ -52,6 +52,7 @@ def test_public_names() -> None:
         "kv_append",
         "kv_balancer",
         "kv_channel_scale",
+        "kv_compact",
         "kv_quantize",
         "kv_retier",
         "kv_saliency",

@@ -40,6 +40,17 @@ def with_tree(**change: Any) -> dict[str, Any]:
     return {"tree_ancestors": words, "tree_depths": depths, "tree_counts": counts, **change}
 
 
+def compact_arguments(**options: Any) -> dict[str, Any]:
+    """The last three tokens are the nodes of a chain, of which two are accepted."""
+    lengths, starts, recent, high, low, k_scale, v_scale = cache_with(**options).stacked_operands()
+    nodes = torch.tensor([[0, 1]] * B, dtype=torch.int32)
+    parents = torch.tensor([[-1, 0, 1]] * B, dtype=torch.int32)
+    tree = {"tree_parents": parents, "tree_counts": torch.full((B,), 3, dtype=torch.int32)}
+    verdict = {"accepted_nodes": nodes, "accepted_counts": torch.full((B,), 2, dtype=torch.int32)}
+    named = {"lengths": lengths, "window_starts": starts, "recent": recent, "high": high, "low": low}
+    return {**verdict, **tree, **named, "k_channel_scale": k_scale, "v_channel_scale": v_scale}
+
+
 def arguments(op: str, **options: Any) -> dict[str, Any]:
     """Good arguments of every operator."""
     if op == "kv_quantize":
@@ -57,6 +68,8 @@ def arguments(op: str, **options: Any) -> dict[str, Any]:
         return {"q": torch.randn(B, 2, 4, D).bfloat16(), **given, "scale": 0.1}
     if op == "kv_retier":
         return {"scores": torch.randn(B, Hkv, L), "high_pages": torch.tensor([2, 3], dtype=torch.int32), **given}
+    if op == "kv_compact":
+        return compact_arguments(**options)
     k = torch.randn(30, Hkv, D).bfloat16()
     slots = torch.cat([torch.arange(L, L + 15), torch.arange(L, L + 15) + L + 50])
     sizes = {"capacity": L + 50, "residual": 20, "page_size": PAGE}
@@ -76,6 +89,7 @@ def arguments(op: str, **options: Any) -> dict[str, Any]:
         ("decode_attention", with_tree()),
         ("kv_append", {}),
         ("kv_retier", {}),
+        ("kv_compact", {}),
     ],
 )
 def test_opcheck(op: str, change: dict[str, Any]) -> None:
@@ -95,6 +109,7 @@ def replaced(tensors: list[Tensor], index: int, value: Tensor) -> list[Tensor]:
 def table() -> list[tuple[str, dict[str, Any], str]]:
     given = layer_arguments()
     high, recent = given["high"], given["recent"]
+    stacked = compact_arguments()
     cache_rows: list[tuple[dict[str, Any], str]] = [
         ({"recent": recent[:3]}, "argument 'recent': expected 4 tensors, got 3"),
         ({"high": high[:8]}, "argument 'high': expected 0 or 9 tensors, got 8"),
@@ -177,6 +192,42 @@ def table() -> list[tuple[str, dict[str, Any], str]]:
         ("kv_append", {"page_size": 32, "residual": 0}, "argument 'page_size': expected 16 of the tiers, got 32"),
         ("kv_append", {"page_size": 20}, "argument 'page_size': expected 16, 32, 64 or 128, got 20"),
         ("kv_retier", {"low": []}, "argument 'low': expected a tier, got none"),
+        (
+            "kv_compact",
+            {"lengths": torch.zeros(B, dtype=torch.int32)},
+            "argument 'lengths': expected 2 dimensions, got 1",
+        ),
+        (
+            "kv_compact",
+            {"window_starts": torch.zeros(2, B, dtype=torch.int32)},
+            "argument 'window_starts': expected a leading dimension of 1 layers, got [2, 2]",
+        ),
+        (
+            "kv_compact",
+            {"recent": replaced(stacked["recent"], 2, stacked["recent"][2].float())},
+            "argument 'recent.sink_k': expected dtype bfloat16, got float32",
+        ),
+        (
+            "kv_compact",
+            {"high": replaced(stacked["high"], 6, stacked["high"][6].mT)},
+            "argument 'high.page_table': expected a contiguous tensor, got strides",
+        ),
+        ("kv_compact", {"high": stacked["high"][:7]}, "argument 'high': expected 0 or 9 tensors, got 7"),
+        (
+            "kv_compact",
+            {"accepted_counts": torch.zeros(B)},
+            "argument 'accepted_counts': expected dtype int32, got float32",
+        ),
+        (
+            "kv_compact",
+            {"accepted_nodes": torch.zeros(3, 2, dtype=torch.int32)},
+            "argument 'accepted_nodes': expected shape [2, 2] ([B, K], B of recent.window_k), got [3, 2]",
+        ),
+        (
+            "kv_compact",
+            {"tree_parents": torch.zeros(B, dtype=torch.int32)},
+            "argument 'tree_parents': expected 2 dimensions, got 1",
+        ),
         ("kv_retier", {"scores": torch.zeros(B, 1, L)}, "argument 'scores': expected shape [2, 2, 100] ([B, Hkv, N])"),
         ("kv_quantize", {"bits": 3}, "argument 'bits': expected 8, 4 or 2, got 3"),
         ("kv_quantize", {"axis": "row"}, "argument 'axis': expected 'token' or 'channel', got 'row'"),

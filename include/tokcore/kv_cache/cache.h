@@ -70,4 +70,43 @@ inline void set_position_in_page(const KvTier& tier, int64_t slot, int64_t posit
   }
 }
 
+// One layer of a cache whose tensors hold all layers one after the other, from the first layer's.
+inline KvCacheParams layer_of(const KvCacheParams& first, int64_t layer) {
+  KvCacheParams made = first;
+  auto advance = [layer](auto*& pointer, int64_t elements) {
+    if (pointer != nullptr) pointer += layer * elements;
+  };
+  const int64_t row_bytes = first.head_dim * static_cast<int64_t>(size_of(first.dtype));
+  const int64_t rows = first.num_sequences * first.num_heads;
+  auto advance_rows = [&](void*& pointer, int64_t slots) {
+    pointer = static_cast<char*>(pointer) + layer * rows * slots * row_bytes;
+  };
+  advance_rows(made.window_k, first.window_size);
+  advance_rows(made.window_v, first.window_size);
+  advance_rows(made.sink_k, first.num_sinks);
+  advance_rows(made.sink_v, first.num_sinks);
+  advance(made.lengths, first.num_sequences);
+  advance(made.window_starts, first.num_sequences);
+  advance(made.k_channel_scale, first.num_heads * first.head_dim);
+  advance(made.v_channel_scale, first.num_heads * first.head_dim);
+  for (const KvTierName name : kTiers) {
+    KvTier& tier = made.tiers[name];
+    const int64_t places = tier.num_pages * first.num_heads;
+    auto advance_pages = [&](KvPages& pages) {
+      advance(pages.data, places * pages.head_bytes);
+      advance(pages.scale, places * pages.head_scales);
+      advance(pages.zero, places * pages.head_scales);
+    };
+    advance_pages(tier.keys);
+    advance_pages(tier.values);
+    advance(tier.page_table, first.num_sequences * tier.table_width);
+    advance(tier.page_counts, first.num_sequences);
+    if (tier.positions != nullptr) {
+      const int64_t bytes = tier.wide_positions ? 4 : 2;
+      tier.positions = static_cast<char*>(tier.positions) + layer * places * first.page_size * bytes;
+    }
+  }
+  return made;
+}
+
 }  // namespace tokcore

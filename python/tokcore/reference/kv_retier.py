@@ -48,11 +48,11 @@ def _stored(cache: QuantizedKVCache, tier: Tier, b: int, head: int, kind: str) -
     return rows[:, head].reshape(-1, cache.head_dim), positions
 
 
-def _is_coded(tier: Tier) -> bool:
+def is_coded(tier: Tier) -> bool:
     return tier.k_pages.dtype == torch.uint8
 
 
-def _coded_again(cache: QuantizedKVCache, tier: Tier, kind: str, rows: Tensor, kept: Tensor) -> Tensor:
+def coded_again(cache: QuantizedKVCache, tier: Tier, kind: str, rows: Tensor, kept: Tensor) -> Tensor:
     """What pages of the tier make of rows [n, D]; ``kept`` rows were there before."""
     pages, scale = getattr(tier, f"{kind}_pages"), getattr(tier, f"{kind}_scale")
     D = cache.head_dim
@@ -93,13 +93,13 @@ def retiered(
             for i, position in enumerate(found[name][0].tolist()):
                 row, source = by_position[position]
                 kept[i] = source == name
-                if _is_coded(tiers[source]) and not _is_coded(tier):
+                if is_coded(tiers[source]) and not is_coded(tier):
                     row = (rotate_back(row) if cache.rotate else row) * factor
-                elif _is_coded(tier) and not _is_coded(tiers[source]):
+                elif is_coded(tier) and not is_coded(tiers[source]):
                     row = rotate(row / factor) if cache.rotate else row / factor
                 rows[i] = row
-            if _is_coded(tier):
-                rows = _coded_again(cache, tier, kind, rows, kept)
+            if is_coded(tier):
+                rows = coded_again(cache, tier, kind, rows, kept)
                 rows = (rotate_back(rows) if cache.rotate else rows) * factor
             else:
                 rows = rows.to(cache.dtype).float()
