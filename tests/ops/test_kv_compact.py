@@ -115,7 +115,7 @@ N = 64
 
 def branched() -> Tensor:
     """Parents of a tree with the branches 0 … 7 and 0, 8 … 63."""
-    parents = torch.tensor([[-1, *range(0, N - 1)]], dtype=torch.int32)
+    parents = torch.tensor([[-1, *range(N - 1)]], dtype=torch.int32)
     parents[0, 8] = 0
     return parents
 

@@ -49,6 +49,7 @@ def _stored(cache: QuantizedKVCache, tier: Tier, b: int, head: int, kind: str) -
 
 
 def is_coded(tier: Tier) -> bool:
+    """Whether the tier's pages hold codes."""
     return tier.k_pages.dtype == torch.uint8
 
 
