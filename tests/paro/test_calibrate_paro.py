@@ -93,6 +93,21 @@ def test_alpha_weighs_the_scores() -> None:
     assert scoring.OrderScores(torch.ones(6), torch.ones(6)).best(0.5) == 0
 
 
+def test_heads_that_share_a_key_head_share_their_order() -> None:
+    q, k, _ = planted_attention((3, 3, 5, 1), CUBE, dtype=torch.bfloat16, seed=10)
+    apart = calibrate_paro([AttentionSample(0, "a", q, k)], CUBE, density=0.3)
+    assert apart.permutation(0, "a").tolist() == [3, 3, 5, 1]
+    shared = calibrate_paro([AttentionSample(0, "a", q, k[:, 1:3])], CUBE, density=0.3)
+    codes = shared.permutation(0, "a").tolist()
+    assert codes[0] == codes[1] == 3
+    assert codes[2] == codes[3]
+    mean = scoring.mean_scores(
+        [scoring.OrderScores(shared.sparse_score[0, 0, h], shared.quantization_score[0, 0, h]) for h in (2, 3)]
+    )
+    assert codes[2] == mean.best(0.5)
+    assert not torch.equal(shared.mask(0, "a").to_dense()[0, 2], shared.mask(0, "a").to_dense()[0, 3])
+
+
 @pytest.mark.parametrize("density", [0.05, 0.3, 0.77, 1.0])
 def test_masks_hold_the_heaviest_blocks_up_to_the_density(density: float) -> None:
     torch.manual_seed(8)
@@ -170,8 +185,14 @@ def test_classes_of_heads() -> None:
     item.v[:, 1] *= 1e-6
     plan = calibrate_paro([item], GRID, TEXT, DENSITY, min_recall=0.3)
     assert plan.head_class[0, 0].tolist() == [1, 2, 1]
-    assert plan.mask(0, "a").to_dense()[0, 1].sum() == 0
-    assert plan.density[0, 0, 1] == plan.recall[0, 0, 1] == 0
+    text = scoring.text_blocks(NUM_TOKENS, TEXT, (64, 64))
+    assert torch.equal(plan.mask(0, "a").to_dense()[0, 1], text), "of an empty head text alone is computed"
+    assert plan.density[0, 0, 1] == text.float().mean()
+    assert 0 < plan.recall[0, 0, 1] < plan.recall[0, 0, 0]
+    alone = AttentionSample(0, "a", *(x[:, :, 5:293] for x in (item.q, item.k, item.v)))
+    empty = calibrate_paro([alone], GRID, density=0.5)
+    assert empty.head_class[0, 0].tolist() == [1, 2, 1]
+    assert empty.mask(0, "a").to_dense()[0, 1].sum() == empty.recall[0, 0, 1] == empty.density[0, 0, 1] == 0
     assert calibrate_paro(
         [item], GRID, TEXT, DENSITY, min_recall=1.0, empty_below=0.0
     ).head_class.unique().tolist() == [0]
@@ -223,8 +244,8 @@ def test_a_plan_feeds_the_attention() -> None:
         (
             {"samples": [sample(), sample(heads=3)]},
             ValueError,
-            "argument 'samples': expected 2 heads, those of the first sample, and at least one, "
-            "got 3 in step 0, layer a",
+            "argument 'samples': expected 2 heads on 2 key heads, those of the first sample, and at least one, "
+            "got 3 on 3 in step 0, layer a",
         ),
         (
             {"samples": [sample(0, "a"), sample(1, "b")]},

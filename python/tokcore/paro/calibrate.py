@@ -20,11 +20,19 @@ from tokcore.permutation import check_grid, permutation_indices
 
 
 @dataclass(frozen=True)
+class _Empty:
+    """A head of which nothing is computed but the blocks that hold text."""
+
+    dense: Tensor  # bool [Mb, Nb]
+    recall: float
+
+
+@dataclass(frozen=True)
 class OutputQuality:
     """Of a head's output over the samples; all NaN where one has no v."""
 
     psnr: float  # of the sparse output
-    psnr_of_nothing: float  # of zeros in its place
+    psnr_if_empty: float
     rms: float  # root mean square of the dense output
 
 
@@ -35,10 +43,10 @@ class HeadResult:
     code: int
     dense: Tensor  # bool [Mb, Nb]
     kind: int
-    density: float
     recall: float
     scores: scores.OrderScores
     quality: OutputQuality
+    empty: _Empty  # what it is if it counts as empty
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ def calibrate_paro(
         share_from: the sampled steps from this share on form one group, the earlier ones one each; in [0, 1].
         min_recall: heads whose kept blocks hold less of the attention are dense; in [0, 1], 0 for no such head.
         empty_below: heads whose output is, with v, less than this share of their layer's root mean square are empty, of
-            which nothing is computed; in [0, 1), 0 for no such head.
+            which only blocks with text are computed; in [0, 1), 0 for no such head.
         progress: called with a line for every head that is done.
 
     Returns:
@@ -107,7 +115,8 @@ def calibrate_paro(
     require(0.0 <= share_from <= 1.0, "share_from", lambda: "a value in [0, 1]", lambda: f"{share_from}")
     checks.check_interval(require, "empty_below", empty_below, 1.0)
     num_tokens = check_grid(require, grid, text)
-    heads = _check_samples(require, samples, num_tokens)
+    heads, kv_heads = _check_samples(require, samples, num_tokens)
+    sharing = heads // kv_heads
     layers = tuple(dict.fromkeys(sample.layer for sample in samples))
     groups = step_groups({sample.step for sample in samples}, share_from)
     results: list[list[list[HeadResult]]] = []
@@ -119,11 +128,14 @@ def calibrate_paro(
                 bool(chosen), "samples", lambda: "samples of every layer in every group of steps",
                 lambda layer=layer, group=group: f"none of layer {layer} at step {', '.join(map(str, group))}",  # type: ignore[misc]
             )  # fmt: skip
-            found = []
-            for head in range(heads):
-                found.append(_calibrate_head(require, chosen, head, options))
-                if progress is not None:
-                    progress(f"step {group[0]}, layer {layer}, head {head + 1} of {heads}")
+            found: list[HeadResult] = []
+            for first in range(0, heads, sharing):
+                of_heads = [_order_scores(require, chosen, head, options) for head in range(first, first + sharing)]
+                code = scores.mean_scores(of_heads).best(alpha)
+                for head, order in enumerate(of_heads, first):
+                    found.append(_calibrate_head(chosen, head, code, order, options))
+                    if progress is not None:
+                        progress(f"step {group[0]}, layer {layer}, head {head + 1} of {heads}")
             of_layers.append(_without_empty(found, empty_below))
         results.append(of_layers)
     return _assemble(results, groups, layers, options)
@@ -159,9 +171,9 @@ def _checked(
     return _Options((F, H, W), (text[0], text[1]), (block[0], block[1]), density, alpha, threshold, min_recall)
 
 
-def _check_samples(require: checks.Require, samples: Sequence[Sample], num_tokens: int) -> int:
+def _check_samples(require: checks.Require, samples: Sequence[Sample], num_tokens: int) -> tuple[int, int]:
     require(len(samples) > 0, "samples", lambda: "at least one sample", lambda: "none")
-    heads = samples[0].num_heads
+    heads, kv_heads = samples[0].num_heads, samples[0].num_kv_heads
     for sample in samples:
         where = f"step {sample.step}, layer {sample.layer}"
         found = sample.num_tokens
@@ -171,69 +183,78 @@ def _check_samples(require: checks.Require, samples: Sequence[Sample], num_token
             lambda: f"{num_tokens} tokens (the grid and its text)",
             lambda found=found, where=where: f"{found} in {where}",  # type: ignore[misc]
         )
-        count = sample.num_heads
+        count, shared = sample.num_heads, sample.num_kv_heads
         require(
-            count == heads and count > 0,
+            (count, shared) == (heads, kv_heads) and shared > 0,
             "samples",
-            lambda: f"{heads} heads, those of the first sample, and at least one",
-            lambda count=count, where=where: f"{count} in {where}",  # type: ignore[misc]
+            lambda: f"{heads} heads on {kv_heads} key heads, those of the first sample, and at least one",
+            lambda count=count, shared=shared, where=where: f"{count} on {shared} in {where}",  # type: ignore[misc]
         )
-    return heads
+    return heads, kv_heads
 
 
 @torch.no_grad()
-def _calibrate_head(require: checks.Require, samples: Sequence[Sample], head: int, options: _Options) -> HeadResult:
-    grid, text, block = options.grid, options.text, options.block
-    sparse, quantization = [], []
-    device = torch.device("cpu")
+def _order_scores(
+    require: checks.Require, samples: Sequence[Sample], head: int, options: _Options
+) -> scores.OrderScores:
+    """Means over the samples."""
+    found = []
     for sample in samples:
         q, k, v = sample.head(head)
-        device = q.device
         for name, value in {"q": q, "k": k, "v": v}.items():
             if value is not None:
                 check_finite(require, name, value, f"step {sample.step}, layer {sample.layer}, head {head}")
-        found = scores.order_scores(q, k, sample.scale, grid, text, block, options.threshold)
-        sparse.append(found.sparse)
-        quantization.append(found.quantization)
-    order = scores.OrderScores(torch.stack(sparse).mean(0), torch.stack(quantization).mean(0))
-    code = order.best(options.alpha)
+        found.append(
+            scores.order_scores(q, k, sample.scale, options.grid, options.text, options.block, options.threshold)
+        )
+    return scores.mean_scores(found)
 
+
+@torch.no_grad()
+def _calibrate_head(
+    samples: Sequence[Sample], head: int, code: int, order: scores.OrderScores, options: _Options
+) -> HeadResult:
+    grid, text, block = options.grid, options.text, options.block
     num_tokens = samples[0].num_tokens
-    indices = permutation_indices(code, grid, text, device)
+    indices = permutation_indices(code, grid, text)
+    with_text = scores.text_blocks(num_tokens, text, block)
     masses = []
     for sample in samples:
         q, k, _ = sample.head(head)
-        masses.append(scores.block_mass(q, k, sample.scale, indices, block))
+        masses.append(scores.block_mass(q, k, sample.scale, indices.to(q.device), block).cpu())
     mass = torch.stack(masses).mean(0)
-    dense = scores.choose_blocks(mass, options.density, scores.text_blocks(num_tokens, text, block).to(device))
+    dense = scores.choose_blocks(mass, options.density, with_text)
     kept = scores.recall(mass, dense, num_tokens, block)
     kind = SPARSE
     if kept < options.min_recall or bool(dense.all()):
         dense, kept, kind = torch.ones_like(dense), 1.0, DENSE
-    quality = _output_quality(samples, head, indices, dense, block)
-    return HeadResult(code, dense.cpu(), kind, float(dense.double().mean()), kept, order, quality)
+    quality = _output_quality(samples, head, indices, (dense, with_text), block)
+    empty = _Empty(with_text, scores.recall(mass, with_text, num_tokens, block))
+    return HeadResult(code, dense, kind, kept, order, quality, empty)
 
 
 def _output_quality(
-    samples: Sequence[Sample], head: int, indices: Tensor, dense: Tensor, block: tuple[int, int]
+    samples: Sequence[Sample], head: int, indices: Tensor, masks: tuple[Tensor, Tensor], block: tuple[int, int]
 ) -> OutputQuality:
-    """PSNRs from the means over samples of error² / range², range the dense output's greatest less its least value."""
+    """Of the head's mask and of the empty head's. PSNRs are from the means over samples of error² / range², range
+    being the dense output's greatest less its least value."""
     shape = (indices.numel(), indices.numel())
-    kept, everything = BlockMask.from_dense(dense, block, shape=shape), BlockMask.full(shape, block, dense.device)
-    error, nothing, square = 0.0, 0.0, 0.0
+    errors, square = [0.0, 0.0], 0.0
     for sample in samples:
         q, k, v = sample.head(head)
         if v is None:
             return OutputQuality(math.nan, math.nan, math.nan)
-        q, k, v = (scores.reorder(x, indices) for x in (q, k, v))
+        q, k, v = (scores.reorder(x, indices.to(x.device)) for x in (q, k, v))
+        everything = BlockMask.full(shape, block, q.device)
         whole = block_sparse_attention(q, k, v, everything, scale=sample.scale).float()
-        part = block_sparse_attention(q, k, v, kept, scale=sample.scale).float()
-        power = float(whole.square().mean(dtype=torch.float64))
         spread = float(whole.max() - whole.min())
-        error += _relative(float((part - whole).square_().mean(dtype=torch.float64)), spread) / len(samples)
-        nothing += _relative(power, spread) / len(samples)
-        square += power / len(samples)
-    return OutputQuality(_decibels(error), _decibels(nothing), math.sqrt(square))
+        for number, dense in enumerate(masks):
+            mask = BlockMask.from_dense(dense.to(q.device), block, shape=shape)
+            part = block_sparse_attention(q, k, v, mask, scale=sample.scale).float()
+            error = float(part.sub_(whole).square_().mean(dtype=torch.float64))
+            errors[number] += _relative(error, spread) / len(samples)
+        square += float(whole.square_().mean(dtype=torch.float64)) / len(samples)
+    return OutputQuality(_decibels(errors[0]), _decibels(errors[1]), math.sqrt(square))
 
 
 def _relative(error: float, spread: float) -> float:
@@ -252,8 +273,8 @@ def _without_empty(found: list[HeadResult], empty_below: float) -> list[HeadResu
 
 
 def _emptied(head: HeadResult) -> HeadResult:
-    quality = replace(head.quality, psnr=head.quality.psnr_of_nothing)
-    return replace(head, dense=torch.zeros_like(head.dense), kind=EMPTY, density=0.0, recall=0.0, quality=quality)
+    quality = replace(head.quality, psnr=head.quality.psnr_if_empty)
+    return replace(head, dense=head.empty.dense, kind=EMPTY, recall=head.empty.recall, quality=quality)
 
 
 def _assemble(
@@ -291,7 +312,7 @@ def _assemble(
         mask_index=index,
         masks=torch.stack(distinct),
         head_class=table(lambda head: head.kind, torch.int32),
-        density=table(lambda head: head.density, torch.float32),
+        density=table(lambda head: head.dense.double().mean().item(), torch.float32),
         recall=table(lambda head: head.recall, torch.float32),
         psnr=table(lambda head: head.quality.psnr, torch.float32),
         sparse_score=table(lambda head: head.scores.sparse.tolist(), torch.float32),

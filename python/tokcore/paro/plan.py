@@ -15,7 +15,7 @@ from tokcore.ops import _checks as checks
 from tokcore.permutation import AXES
 
 CLASSES = ("dense", "sparse", "empty")
-"""Classes of heads: all blocks kept, some, none. Their indices are the codes of :attr:`ParoPlan.head_class`."""
+"""Classes of heads: all blocks kept, some, none but those with text. :attr:`ParoPlan.head_class` holds indices."""
 DENSE, SPARSE, EMPTY = range(3)
 
 

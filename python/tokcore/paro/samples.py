@@ -37,6 +37,10 @@ class Sample(Protocol):
         """H."""
 
     @property
+    def num_kv_heads(self) -> int:
+        """Hkv, which divides H."""
+
+    @property
     def num_tokens(self) -> int:
         """N."""
 
@@ -90,6 +94,11 @@ class AttentionSample:
         return self.q.size(1)
 
     @property
+    def num_kv_heads(self) -> int:
+        """Hkv, which divides H."""
+        return self.k.size(1)
+
+    @property
     def num_tokens(self) -> int:
         """N."""
         return self.q.size(2)
@@ -101,7 +110,7 @@ class AttentionSample:
 
     def head(self, index: int) -> HeadSample:
         """q, k and v of one query head."""
-        shared = index // (self.num_heads // self.k.size(1))
+        shared = index // (self.num_heads // self.num_kv_heads)
         v = None if self.v is None else self.v[:, shared : shared + 1]
         return self.q[:, index : index + 1], self.k[:, shared : shared + 1], v
 

@@ -31,6 +31,12 @@ class OrderScores:
         return int(self.loss(alpha).argmin())
 
 
+def mean_scores(found: Sequence[OrderScores]) -> OrderScores:
+    """Of several samples or heads."""
+    sparse, quantization = ([getattr(one, name) for one in found] for name in ("sparse", "quantization"))
+    return OrderScores(torch.stack(sparse).mean(0), torch.stack(quantization).mean(0))
+
+
 def reorder(x: Tensor, indices: Tensor) -> Tensor:
     """Tokens of x [B, 1, N, D] in another order, copied."""
     return x.index_select(2, indices)
