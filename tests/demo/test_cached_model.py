@@ -109,3 +109,28 @@ def test_what_does_not_fit_is_refused() -> None:
     run(random_tokens(1, 10))
     with pytest.raises(ValueError, match=r"argument 'positions': expected values in \[0, 160\), got 160"):
         cached(random_model(), 1, "int8")(random_tokens(1, 1), positions=torch.tensor([[160]]))
+
+
+def test_a_tree_equals_its_paths_one_by_one() -> None:
+    from tokcore import TokenTree, Verdict, kv_compact
+
+    model, prompt = random_model(torch.float32), random_tokens(2, 30)
+    parents = torch.tensor([[-1, 0, 0, 1, 1, 2, 4], [-1, 0, 1, 0, 3, 0, 0]], dtype=torch.int32)
+    tree = TokenTree(parents, random_tokens(2, 37)[:, 30:].contiguous(), counts=[7, 5])
+    run = cached(model, 2, "fp32")
+    run(prompt)
+    hidden = run(tree.tokens, tree=tree)
+    assert run.cache.lengths.tolist() == [37, 35]
+    for b, count in enumerate(tree.counts.tolist()):
+        for node in range(count):
+            path = tree.tokens[b, tree.path(b, node)]
+            alone = model(torch.cat([prompt[b], path]).unsqueeze(0))
+            torch.testing.assert_close(hidden[b, node], alone[0, -1], rtol=1e-4, atol=1e-4)
+    nodes = torch.tensor([[0, 1, 4, 6], [0, 3, 4, -1]], dtype=torch.int32)
+    verdict = Verdict(nodes, torch.tensor([4, 3], dtype=torch.int32), torch.tensor([5, 9]))
+    kv_compact(run.cache, verdict, tree)
+    after = run(verdict.next_token.unsqueeze(1))
+    for b, count in enumerate([4, 3]):
+        kept = tree.tokens[b, nodes[b, :count].long()]
+        alone = model(torch.cat([prompt[b], kept, verdict.next_token[b : b + 1]]).unsqueeze(0))
+        torch.testing.assert_close(after[b, 0], alone[0, -1], rtol=1e-4, atol=1e-4)

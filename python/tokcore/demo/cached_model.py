@@ -61,19 +61,27 @@ class CachedTransformer:
 
         Args:
             lengths: of row b only the first ``lengths[b]`` tokens count; the others' hidden states mean nothing.
-            positions: int64 [B, T], the angle of the rotary embedding; cache length + index in the row by default.
+            positions: int64 [B, T], the angle of the rotary embedding; by default cache length + index in the row, or
+                + depth with a tree, whose ``counts`` are then the default of ``lengths``.
             attention: further arguments of :func:`tokcore.decode_attention`, such as ``window`` or ``tree``.
 
         Raises:
             ValueError: more tokens than the cache has room for (nothing is written then), a position outside it.
         """
+        tree = attention.get("tree")
+        if tree is not None and lengths is None:
+            lengths = tree.counts
         if positions is None:
             starts = self.cache.lengths.to(torch.int64)
             # Rows end with the cache: what lies beyond is padding of a ragged row.
             most = self.cache.capacity - 1
-            positions = (starts[:, None] + torch.arange(tokens.size(1))).clamp(max=most)
+            offsets = torch.arange(tokens.size(1)) if tree is None else tree.depths()
+            positions = (starts[:, None] + offsets).clamp(max=most)
         rope = self._tables_at(positions)
-        aligned = None if lengths is None else _align_right(torch.as_tensor(lengths), tokens.size(1))
+        # The queries of a chain end with the cache; those of a tree are its nodes, from the first on.
+        aligned = (
+            None if lengths is None or tree is not None else _align_right(torch.as_tensor(lengths), tokens.size(1))
+        )
         x = F.embedding(tokens, self.model.embedding)
         for index, block in enumerate(self.model.blocks):
             assert isinstance(block, Block)
