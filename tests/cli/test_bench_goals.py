@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import toy
 
 from tokcore.cli.bench.goals import check, judge
+from tokcore.cli.bench.listing import _wanted
 from tokcore.cli.bench.results import CaseResult, Missing, Row
+from tokcore.cli.bench.tables import goal_text
 from tokcore.testing.memory import PeakMemory
-from tokcore.testing.table import Goal, MemoryGoal, TimeGoal
+from tokcore.testing.table import Goal, MemoryGoal, ShareGoal, SizeGoal, TimeGoal
 from tokcore.testing.timing import summarize
 
 CASE = toy.TABLE.cases[0]
@@ -106,3 +110,30 @@ def test_a_goal_of_one_backend_is_not_judged_on_another() -> None:
     assert [goal.verdict for goal in judge(wanted, measured)] == ["pass"]
     measured.backend = "cuda"
     assert [goal.verdict for goal in judge(wanted, measured)] == ["fall short"]
+
+
+@pytest.mark.parametrize(
+    ("share", "verdict"), [(0.74, "fall short"), (0.75, "pass"), (0.86, "pass (stretch)"), (None, "not measured")]
+)
+def test_shares_of_the_peak_of_the_run(share: float | None, verdict: str) -> None:
+    measured = result(own={0: 1.0}, peer={0: 1.0})
+    measured.rows[0].peak_share = share
+    wanted = ShareGoal(CASE.name, "forward", "own", 0.75, 0.85)
+    measured.goals = judge([wanted, replace(wanted, variant="absent")], measured)
+    ours, absent = measured.goals
+    assert (ours.verdict, absent.verdict) == (verdict, "not measured")
+    assert goal_text(ours).startswith("≥ 75% of peak, stretch 85%: ")
+    assert _wanted(wanted) == "≥ 75% of the limit measured in the run, stretch 85%"
+    problem = check([measured])
+    assert (problem is None) == (share is not None and share >= 0.75)
+
+
+def test_sizes_kept_between_calls() -> None:
+    measured = result(own={0: 1.0}, peer={0: 1.0}, other={0: 1.0})
+    measured.rows[0].keeps, measured.rows[1].keeps = 27, 100
+    wanted = [SizeGoal(CASE.name, "forward", "own", peer, limit) for peer, limit in (("peer", 0.28), ("peer", 0.26))]
+    measured.goals = judge([*wanted, SizeGoal(CASE.name, "forward", "own", "other", 1.0)], measured)
+    assert [goal.verdict for goal in measured.goals] == ["pass", "fall short", "not measured"]
+    assert "keeps ≤ 0.28× peer: 0.270×" in goal_text(measured.goals[0])
+    assert "own keeps 0.27x peer, goal 0.26x" in (check([measured]) or "")
+    assert measured.to_json()["rows"][0]["kept_bytes"] == 27

@@ -39,6 +39,7 @@ class Variant:
     slow: bool = False  # timed with few repetitions
     flops: Callable[[Case], float] | None = None
     bytes: Callable[[Case], float] | None = None
+    keeps: Callable[[Case], int] | None = None  # bytes allocated between calls, such as a cache's
     backends: tuple[str, ...] = ("cpu", "cuda")
 
 
@@ -88,6 +89,33 @@ class MemoryGoal:
 
 
 @dataclass(frozen=True)
+class ShareGoal:
+    """``variant`` shall reach at least ``share`` of the limit that binds it, a peak measured in the same run."""
+
+    case: str
+    measure: str
+    variant: str
+    share: float
+    stretch: float | None = None
+    backend: str = "cpu"
+
+
+@dataclass(frozen=True)
+class SizeGoal:
+    """What ``variant`` keeps allocated between calls shall be at most ``limit`` times what ``peer`` keeps."""
+
+    case: str
+    measure: str
+    variant: str
+    peer: str
+    limit: float
+    backend: str = "cpu"
+
+
+AnyGoal = Goal | MemoryGoal | TimeGoal | ShareGoal | SizeGoal
+
+
+@dataclass(frozen=True)
 class OpTable:
     """Everything that tests, bench, verify and the support table need to know of one op."""
 
@@ -98,7 +126,7 @@ class OpTable:
     reference: Callable[[Inputs], Outputs]  # fp64, plain PyTorch: the specification
     composition: Callable[[Inputs], Outputs]  # what PyTorch gives in the same dtype: sets the tolerance
     variants: tuple[Variant, ...] = ()
-    goals: tuple[Goal | MemoryGoal | TimeGoal, ...] = ()
+    goals: tuple[AnyGoal, ...] = ()
     support: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # option -> {"cpu": "yes", "cuda": "no: …"}
     waits: bool = False  # run() waits for the GPU: it drives a class that plans on the host, or reads lengths back
 

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tokcore.cli.bench.results import AnyGoalResult, CaseResult, GoalResult, MemoryGoalResult, TimeGoalResult
-from tokcore.testing.table import Goal, MemoryGoal, TimeGoal
+from tokcore.cli.bench.results import (
+    AnyGoalResult,
+    CaseResult,
+    GoalResult,
+    MemoryGoalResult,
+    ShareGoalResult,
+    SizeGoalResult,
+    TimeGoalResult,
+)
+from tokcore.testing.table import AnyGoal, Goal, MemoryGoal, ShareGoal, SizeGoal, TimeGoal
 from tokcore.testing.timing import paired_ratio
 
 
-def judge(
-    goals: Iterable[Goal | MemoryGoal | TimeGoal], result: CaseResult, device: str | None = None
-) -> list[AnyGoalResult]:
+def judge(goals: Iterable[AnyGoal], result: CaseResult, device: str | None = None) -> list[AnyGoalResult]:
     """The goals of this case, measure and backend: ratios from the two sides' common rounds, memory from fresh
-    processes, times where ``device`` is the one they are about."""
+    processes, times where ``device`` is the one they are about, shares of the run's own peaks, sizes as allocated."""
 
-    def judged(goal: Goal | MemoryGoal | TimeGoal) -> AnyGoalResult:
+    def judged(goal: AnyGoal) -> AnyGoalResult:
         if isinstance(goal, MemoryGoal):
             return _judge_memory(goal, result)
+        if isinstance(goal, ShareGoal):
+            return _judge_share(goal, result)
+        if isinstance(goal, SizeGoal):
+            return _judge_size(goal, result)
         return _judge_time(goal, result, device) if isinstance(goal, TimeGoal) else _judge(goal, result)
 
     here = (result.case.name, result.measure, result.backend)
@@ -37,6 +47,22 @@ def _judge_memory(goal: MemoryGoal, result: CaseResult) -> MemoryGoalResult:
     found = [row.memory for row in result.rows if row.variant == goal.variant and row.memory is not None]
     measured = getattr(found[0], goal.quantity) if found else None
     return MemoryGoalResult(goal.variant, goal.quantity, goal.limit, measured)
+
+
+def _judge_share(goal: ShareGoal, result: CaseResult) -> ShareGoalResult:
+    found = [row.peak_share for row in result.rows if row.variant == goal.variant]
+    reasons = {item.variant: item.reason for item in result.missing}
+    measured = found[0] if found else None
+    reason = "no peak was measured" if found else reasons.get(goal.variant, "not selected")
+    return ShareGoalResult(goal.variant, goal.share, goal.stretch, measured, None if measured is not None else reason)
+
+
+def _judge_size(goal: SizeGoal, result: CaseResult) -> SizeGoalResult:
+    kept = {row.variant: row.keeps for row in result.rows}
+    ours, theirs = kept.get(goal.variant), kept.get(goal.peer)
+    measured = None if ours is None or not theirs else ours / theirs
+    reason = None if measured is not None else f"needs {goal.variant} and {goal.peer}"
+    return SizeGoalResult(goal.variant, goal.peer, goal.limit, measured, reason)
 
 
 def _judge(goal: Goal, result: CaseResult) -> GoalResult:
@@ -69,4 +95,8 @@ def _shortfall(goal: AnyGoalResult) -> str:
         return f"{goal.variant} {(goal.measured or 0.0) * 1e3:.3g} ms, goal {goal.seconds * 1e3:.3g} ms"
     if isinstance(goal, MemoryGoalResult):
         return f"{goal.variant} {goal.quantity} {goal.measured:.3g}, goal {goal.limit:.3g}"
+    if isinstance(goal, ShareGoalResult):
+        return f"{goal.variant} {goal.measured:.0%} of its limit, goal {goal.share:.0%}"
+    if isinstance(goal, SizeGoalResult):
+        return f"{goal.variant} keeps {goal.measured:.3g}x {goal.peer}, goal {goal.limit:.3g}x"
     return f"{goal.variant} {goal.measured:.3g}x {goal.peer}, goal {goal.ratio:.3g}x"

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tokcore.testing.table import Goal, MemoryGoal, OpTable, TimeGoal
+from tokcore.testing.table import AnyGoal, MemoryGoal, OpTable, ShareGoal, SizeGoal, TimeGoal
 
 
 def print_listing(out: Console, table: OpTable) -> None:
@@ -31,10 +31,15 @@ def print_listing(out: Console, table: OpTable) -> None:
     out.print(goals)
 
 
-def _wanted(goal: Goal | MemoryGoal | TimeGoal) -> str:
+def _wanted(goal: AnyGoal) -> str:
     if isinstance(goal, TimeGoal):
         return f"≤ {goal.seconds * 1e3:g} ms on {goal.device}"
     if isinstance(goal, MemoryGoal):
         return f"{goal.quantity} ≤ {goal.limit:g}"
+    if isinstance(goal, ShareGoal):
+        hoped = "" if goal.stretch is None else f", stretch {goal.stretch:.0%}"
+        return f"≥ {goal.share:.0%} of the limit measured in the run{hoped}"
+    if isinstance(goal, SizeGoal):
+        return f"keeps ≤ {goal.limit:g}× {goal.peer}"
     stretch = "" if goal.stretch is None else f", stretch {goal.stretch:g}×"
     return f"≥ {goal.ratio:.3g}× {goal.peer}{stretch}"

@@ -37,6 +37,7 @@ class Row:
     peak_share: float | None = None  # of ``peak``
     speedup: float | None = None  # over the case's baseline, from paired rounds
     error: MaxError | None = None
+    keeps: int | None = None  # bytes allocated between calls
     memory: PeakMemory | None = None
     memory_missing: str | None = None
 
@@ -56,6 +57,7 @@ class Row:
             "peak": None if self.peak is None else {"kind": self.peak[0], "rate": self.peak[1]},
             "peak_share": self.peak_share,
             "speedup": self.speedup,
+            "kept_bytes": self.keeps,
             "max_error": None
             if self.error is None
             else {"output": self.error.output, "value": finite(self.error.value)},
@@ -141,7 +143,45 @@ class TimeGoalResult:
         return "pass (stretch)" if self.stretch is not None and self.measured <= self.stretch else "pass"
 
 
-AnyGoalResult = GoalResult | MemoryGoalResult | TimeGoalResult
+@dataclass(frozen=True)
+class ShareGoalResult:
+    """A share of the limit that binds a variant beside what was measured; ``measured`` is None when it did not run."""
+
+    variant: str
+    share: float
+    stretch: float | None
+    measured: float | None
+    reason: str | None = None
+
+    @property
+    def verdict(self) -> str:
+        """ "pass", "pass (stretch)", "fall short" or "not measured"."""
+        if self.measured is None:
+            return "not measured"
+        if self.measured < self.share:
+            return "fall short"
+        return "pass (stretch)" if self.stretch is not None and self.measured >= self.stretch else "pass"
+
+
+@dataclass(frozen=True)
+class SizeGoalResult:
+    """A bound on allocated bytes, as a multiple of the peer's, beside what was found."""
+
+    variant: str
+    peer: str
+    limit: float
+    measured: float | None
+    reason: str | None = None
+
+    @property
+    def verdict(self) -> str:
+        """ "pass", "fall short" or "not measured"."""
+        if self.measured is None:
+            return "not measured"
+        return "pass" if self.measured <= self.limit else "fall short"
+
+
+AnyGoalResult = GoalResult | MemoryGoalResult | TimeGoalResult | ShareGoalResult | SizeGoalResult
 
 
 @dataclass

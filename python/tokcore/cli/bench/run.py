@@ -109,6 +109,7 @@ def _warm_up(
 
 def _row(variant: Variant, case: Case, samples: dict[int, float], peaks: Peaks, error: MaxError | None) -> Row:
     row = Row(variant.name, variant.peer, summarize(samples), samples, error=error)
+    row.keeps = variant.keeps(case) if variant.keeps is not None else None
     dtype = case.parameters.get("dtype")
     limits: list[tuple[float, tuple[str, float] | None]] = []
     if variant.flops is not None:

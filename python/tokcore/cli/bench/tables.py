@@ -8,7 +8,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tokcore.cli.bench.results import AnyGoalResult, CaseResult, MemoryGoalResult, Row, TimeGoalResult
+from tokcore.cli.bench.results import (
+    AnyGoalResult,
+    CaseResult,
+    MemoryGoalResult,
+    Row,
+    ShareGoalResult,
+    SizeGoalResult,
+    TimeGoalResult,
+)
 from tokcore.testing.peaks import KINDS, Peaks
 
 _OF_LOGITS, _OF_BOUND = "of logits", "× lower bound"
@@ -51,6 +59,13 @@ def goal_text(goal: AnyGoalResult) -> str:
         return escape(f"≤ {show(goal.limit)}: {came}") + f"[{_STYLES[goal.verdict]}]{goal.verdict}[/]{escape(why)}"
     if isinstance(goal, TimeGoalResult):
         return _time_goal_text(goal)
+    if isinstance(goal, ShareGoalResult):
+        return _share_goal_text(goal)
+    if isinstance(goal, SizeGoalResult):
+        came = f"{goal.measured:.3f}× " if goal.measured is not None else ""
+        why = f" ({goal.reason})" if goal.reason is not None else ""
+        bound = escape(f"keeps ≤ {goal.limit:g}× {goal.peer}: {came}")
+        return f"{bound}[{_STYLES[goal.verdict]}]{goal.verdict}[/]{escape(why)}"
     stretch = f", stretch {goal.stretch:g}×" if goal.stretch is not None else ""
     came = f"{goal.measured:.2f}× " if goal.measured is not None else ""
     why = f" ({goal.reason})" if goal.reason is not None else ""
@@ -64,6 +79,14 @@ def _time_goal_text(goal: TimeGoalResult) -> str:
     why = f" ({goal.reason})" if goal.reason is not None else ""
     limit = f"≤ {milliseconds(goal.seconds)}{stretch} ms on {goal.device}: {came}"
     return escape(limit) + f"[{_STYLES[goal.verdict]}]{goal.verdict}[/]{escape(why)}"
+
+
+def _share_goal_text(goal: ShareGoalResult) -> str:
+    stretch = f", stretch {goal.stretch:.0%}" if goal.stretch is not None else ""
+    came = f"{goal.measured:.0%} " if goal.measured is not None else ""
+    why = f" ({goal.reason})" if goal.reason is not None else ""
+    bound = escape(f"≥ {goal.share:.0%} of peak{stretch}: {came}")
+    return f"{bound}[{_STYLES[goal.verdict]}]{goal.verdict}[/]{escape(why)}"
 
 
 def case_table(op: str, result: CaseResult, with_memory: bool) -> Table:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 import tokcore
 from tokcore.reference.decode_attention import decode_attention as reference_attention
 from tokcore.reference.decode_attention import visible
 from tokcore.reference.kv_cache import read_sequence
+from tokcore.testing.cases._decode_bench import bench_cases, bench_goals, bench_variants
+from tokcore.testing.cases._decode_peers import sdpa
 from tokcore.testing.cases._kv_cache import fill, keys_and_values, make_cache, plans
 from tokcore.testing.cases._trees import random_parents
-from tokcore.testing.table import Case, Goal, Inputs, MemoryGoal, OpTable, Outputs, Variant
+from tokcore.testing.table import Case, Inputs, OpTable, Outputs
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "M=3": {"M": 3},
@@ -35,20 +34,6 @@ TREES: dict[str, dict[str, Any]] = {
     "tree N=7+window+scale": {"M": 7, "tree": "chain", "window": 5, "scale": 0.3},
 }
 _DECODE = ("scale", "softcap", "window")
-_SDPA, _DEQUANTIZE = "SDPA enable_gqa", "dequantize int8 + SDPA"
-
-
-def _bench_cases() -> tuple[Case, ...]:
-    plans = [(1, L, 8, 4, 128) for L in (1024, 4096, 16384, 32768, 131072)] + [(8, 4096, 8, 4, 128)]
-    timed = (4096, 16384, 32768)
-    return tuple(
-        Case(
-            f"B={B},H={Hkv * G},Hkv={Hkv},D={D},L={L},bf16",
-            {"B": B, "L": L, "Hkv": Hkv, "G": G, "D": D, "dtype": torch.bfloat16},
-            frozenset({"bench"} if L in timed and B == 1 else {"large"}),
-        )
-        for B, L, Hkv, G, D in plans
-    )
 
 
 def make_inputs(case: Case, device: str, seed: int) -> Inputs:
@@ -81,7 +66,7 @@ def reference(inputs: Inputs) -> Outputs:
     """fp64 over the dequantized cache; of a bench case, over the keys and values themselves."""
     if "cache" not in inputs:
         k, v = inputs["k"].double().transpose(1, 2), inputs["v"].double().transpose(1, 2)
-        return {"out": _sdpa(inputs["q"].double(), k, v)}
+        return {"out": sdpa(inputs["q"].double(), k, v)}
     out, lse = reference_attention(inputs["q"], inputs["cache"], 0, **inputs["options"])
     return {"out": out, "lse": lse}
 
@@ -108,85 +93,6 @@ def composition(inputs: Inputs) -> Outputs:
     return {"out": torch.stack(outs), "lse": torch.stack(lses)}
 
 
-# ---- benchmark -------------------------------------------------------------------------------------------------------
-
-
-def _cache_bytes(kind: str) -> Callable[[Case], float]:
-    def nbytes(case: Case) -> float:
-        p = case.parameters
-        numbers = float(2 * p["B"] * p["L"] * p["Hkv"] * p["D"])
-        return numbers * {"bf16": 2.0, "int8": 1.0, "int4": 0.5, "int2": 0.25, "mixed": 0.4}[kind]
-
-    return nbytes
-
-
-def _flops(case: Case) -> float:
-    p = case.parameters
-    return float(4 * p["B"] * p["Hkv"] * p["G"] * p["L"] * p["D"])
-
-
-def _tokcore(name: str, kind: str, options: Mapping[str, Any]) -> Variant:
-    def prepare(case: Case, inputs: Inputs) -> Callable[[], Any]:
-        p = case.parameters
-        cache = tokcore.QuantizedKVCache(1, p["B"], p["Hkv"], p["D"], p["L"], device=inputs["q"].device, **options)
-        cache.append(0, inputs["k"], inputs["v"])
-        q = inputs["q"]
-        return lambda: {"out": tokcore.decode_attention(q, cache, 0)}
-
-    return Variant(name, "decode", prepare, peer=False, flops=_flops, bytes=_cache_bytes(kind), backends=("cpu",))
-
-
-def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q.transpose(1, 2), k, v, enable_gqa=True).transpose(1, 2)
-
-
-def _prepare_sdpa(_: Case, inputs: Inputs) -> Callable[[], Any]:
-    k, v = (inputs[name].transpose(1, 2).contiguous() for name in "kv")
-    q = inputs["q"]
-    return lambda: {"out": _sdpa(q, k, v)}
-
-
-def _prepare_dequantize(_: Case, inputs: Inputs) -> Callable[[], Any]:
-    """What a library without a fused kernel does each step: dequantize the whole cache, then attend."""
-    codes = []
-    for name in "kv":
-        x = inputs[name].transpose(1, 2).contiguous()
-        scale = x.abs().amax(-1, keepdim=True).float() / 127
-        codes.append(((x / scale).round().to(torch.int8), scale.to(x.dtype)))
-    q = inputs["q"]
-
-    def timed() -> dict[str, Tensor]:
-        k, v = (code.to(q.dtype) * scale for code, scale in codes)
-        return {"out": _sdpa(q, k, v)}
-
-    return timed
-
-
-def _prepare_append(case: Case, inputs: Inputs) -> Callable[[], Any]:
-    """One token appended to an int4 cache with room for every round."""
-    p = case.parameters
-    cache = tokcore.QuantizedKVCache(1, p["B"], p["Hkv"], p["D"], p["L"] + 8192, high="int4", low=None)
-    cache.append(0, inputs["k"], inputs["v"])
-    k, v = inputs["k"][:, :1].contiguous(), inputs["v"][:, :1].contiguous()
-    return lambda: cache.append(0, k, v)
-
-
-_MIXED = {"high": "int8", "low": "int2", "high_ratio": 0.2, "symmetric": False}
-
-
-def _goals() -> tuple[Goal | MemoryGoal, ...]:
-    case = "B=1,H=32,Hkv=8,D=128,L={},bf16".format
-    goals = [Goal(case(32768), "decode", "tokcore bf16", _SDPA, 5.0)]
-    for L in (16384, 32768):
-        goals += [
-            Goal(case(L), "decode", "tokcore int8", "tokcore bf16", 1.8),
-            Goal(case(L), "decode", "tokcore int4", "tokcore bf16", 2.7),
-            Goal(case(L), "decode", "tokcore mixed 20/80 int8/int2", "tokcore bf16", 3.0),
-        ]
-    goals.append(Goal(case(4096), "decode", "tokcore append one token", "tokcore bf16", 20.0))
-    return tuple(goals)
-
-
 TABLE = OpTable(
     op="decode_attention",
     cases=(
@@ -195,23 +101,14 @@ TABLE = OpTable(
             Case(name, parameters, frozenset({"verify", "quick"}))
             for name, parameters in [plan for plan in plans(TREES) if "tree" in plan[1]][::3]
         ),
-        *_bench_cases(),
+        *bench_cases(),
     ),
     make_inputs=make_inputs,
     run=run,
     reference=reference,
     composition=composition,
-    variants=(
-        Variant(_SDPA, "decode", _prepare_sdpa, flops=_flops, bytes=_cache_bytes("bf16")),
-        Variant(_DEQUANTIZE, "decode", _prepare_dequantize, slow=True, flops=_flops, bytes=_cache_bytes("int8")),
-        _tokcore("tokcore bf16", "bf16", {"high": "bf16", "low": None}),
-        _tokcore("tokcore int8", "int8", {"high": "int8", "low": None}),
-        _tokcore("tokcore int4", "int4", {"high": "int4", "low": None}),
-        _tokcore("tokcore int2", "int2", {"high": "int2", "low": None}),
-        _tokcore("tokcore mixed 20/80 int8/int2", "mixed", _MIXED),
-        Variant("tokcore append one token", "decode", _prepare_append, peer=False, backends=("cpu",)),
-    ),
-    goals=_goals(),
+    variants=bench_variants(),
+    goals=bench_goals(),
     support={
         option: {"cpu": "yes", "cuda": "no: no CUDA kernel yet"}
         for option in (
