@@ -66,6 +66,23 @@ STABLE_TORCH_LIBRARY(tokcore, m) {
       "attention_block_scores(Tensor q, Tensor k, int block_m, int block_n, *, float scale, bool causal=False, "
       "str stat=\"sum\", float threshold=0.001) -> Tensor");
 
+  // Operands of PARO attention (tokcore/attention/paro.h): q, k [B, *, N, D] rotated and v, in the order of their
+  // head's code (permutation [Hkv], grid [F, H, W], text [before, after]), as codes with fp32 scales. qk is int8, int4
+  // or bf16, pv also fp8, rope_pairs interleaved or half; rope_cos and rope_sin [N or F*H*W, D or D/2].
+  m.def(
+      "paro_prepare(Tensor q, Tensor k, Tensor v, int[] permutation, SymInt[] grid, SymInt[] text, "
+      "Tensor? rope_cos=None, Tensor? rope_sin=None, *, str rope_pairs=\"interleaved\", str qk=\"int8\", "
+      "str pv=\"int8\", bool smooth_k=True, bool need_lse=True) -> (Tensor q_codes, Tensor q_scale, Tensor k_codes, "
+      "Tensor k_scale, Tensor v_codes, Tensor v_scale, Tensor k_mean, Tensor mean_score)");
+
+  // Attention over such operands and the kept blocks of a mask of positions; out [B, H, N, head_dim] of out_dtype and
+  // lse [B, H, N] (empty unless asked for) in the order of the tokens.
+  m.def(
+      "paro_attention(Tensor q_codes, Tensor q_scale, Tensor k_codes, Tensor k_scale, Tensor v_codes, Tensor v_scale, "
+      "Tensor mean_score, Tensor mask_bits, int[] permutation, SymInt[] grid, SymInt[] text, int block_m, int block_n, "
+      "*, SymInt head_dim, float scale, ScalarType out_dtype, str qk=\"int8\", str pv=\"int8\", "
+      "bool need_lse=True) -> (Tensor out, Tensor lse)");
+
   // Letters of the KV cache: B sequences, Hkv heads of keys and values, H query heads, N tokens, D channels; M leading
   // items, C rows of channel scales.
 

@@ -51,6 +51,18 @@ inline void check_block(const Checker& check, int64_t block_m, int64_t block_n) 
   check.require(block_n == 64 || block_n == 128, "block_n", "64 or 128", block_n);
 }
 
+// Bits of a mask of B batch entries, H heads, M queries and N keys.
+inline void check_mask_shape(const Checker& check, const Tensor& mask_bits, int64_t batch, int64_t heads,
+                             int64_t queries, int64_t keys, int64_t block_m, int64_t block_n) {
+  const int64_t rows = ceil_div(queries, block_m), words = ceil_div(ceil_div(keys, block_n), 32);
+  const bool batch_fits = mask_bits.size(0) == 1 || mask_bits.size(0) == batch;
+  const bool heads_fit = mask_bits.size(1) == 1 || mask_bits.size(1) == heads;
+  check.require(batch_fits && heads_fit && mask_bits.size(2) == rows && mask_bits.size(3) == words, "mask_bits",
+                "shape [1 or " + std::to_string(batch) + ", 1 or " + std::to_string(heads) + ", " +
+                    std::to_string(rows) + ", " + std::to_string(words) + "] (B and H of q, blocks, words)",
+                core::shape_of(mask_bits));
+}
+
 inline void check_query_shape(const Checker& check, const Tensor& q, const QueryTensor& other) {
   std::vector<int64_t> shape = {q.size(0), q.size(1), q.size(2)};
   if (other.has_head_dim) shape.push_back(q.size(3));
@@ -83,13 +95,7 @@ inline void check_arguments(const Checker& check, const Tensor& q, const Tensor&
   check.shape(v, "v", {k.size(0), k.size(1), k.size(2), k.size(3)}, "shape of k");
   for (const QueryTensor& other : further) check_query_shape(check, q, other);
   check_block(check, block_m, block_n);
-  const int64_t rows = ceil_div(q.size(2), block_m), words = ceil_div(ceil_div(k.size(2), block_n), 32);
-  const bool batch_fits = mask_bits.size(0) == 1 || mask_bits.size(0) == q.size(0);
-  const bool heads_fit = mask_bits.size(1) == 1 || mask_bits.size(1) == q.size(1);
-  check.require(batch_fits && heads_fit && mask_bits.size(2) == rows && mask_bits.size(3) == words, "mask_bits",
-                "shape [1 or " + std::to_string(q.size(0)) + ", 1 or " + std::to_string(q.size(1)) + ", " +
-                    std::to_string(rows) + ", " + std::to_string(words) + "] (B and H of q, blocks, words)",
-                core::shape_of(mask_bits));
+  check_mask_shape(check, mask_bits, q.size(0), q.size(1), q.size(2), k.size(2), block_m, block_n);
   check_range(check, q, scale);
   check.unit_last_stride(q, "q");
   check.unit_last_stride(k, "k");
@@ -107,6 +113,17 @@ inline AttentionShape shape_of(const Tensor& q, const Tensor& k) {
 }
 
 // mask_bits: contiguous.
+inline BlockMaskView mask_view(const Tensor& mask_bits, int64_t block_m, int64_t block_n) {
+  const int64_t head_words = mask_bits.size(2) * mask_bits.size(3);
+  return {reinterpret_cast<const uint32_t*>(core::data_of<int32_t>(mask_bits)),
+          mask_bits.size(0) == 1 ? 0 : mask_bits.size(1) * head_words,
+          mask_bits.size(1) == 1 ? 0 : head_words,
+          mask_bits.size(3),
+          block_m,
+          block_n};
+}
+
+// mask_bits: contiguous.
 inline void fill_params(BlockSparseAttentionParams& params, const Tensor& q, const Tensor& k, const Tensor& v,
                         const Tensor& mask_bits, int64_t block_m, int64_t block_n, double scale, bool causal) {
   params.dtype = core::to_dtype(q.scalar_type());
@@ -114,13 +131,7 @@ inline void fill_params(BlockSparseAttentionParams& params, const Tensor& q, con
   params.q = heads_view(q);
   params.k = heads_view(k);
   params.v = heads_view(v);
-  const int64_t head_words = mask_bits.size(2) * mask_bits.size(3);
-  params.mask = {reinterpret_cast<const uint32_t*>(core::data_of<int32_t>(mask_bits)),
-                 mask_bits.size(0) == 1 ? 0 : mask_bits.size(1) * head_words,
-                 mask_bits.size(1) == 1 ? 0 : head_words,
-                 mask_bits.size(3),
-                 block_m,
-                 block_n};
+  params.mask = mask_view(mask_bits, block_m, block_n);
   params.scale = static_cast<float>(scale);
   params.causal = causal;
 }

@@ -17,6 +17,7 @@ from tokcore.ops.kv_retier import kv_retier
 from tokcore.ops.kv_saliency import kv_saliency
 from tokcore.ops.linear_cross_entropy import linear_cross_entropy
 from tokcore.ops.linear_logprobs import LinearLogprobs, linear_logprobs
+from tokcore.ops.paro_attention import ParoOperands, paro_attention, paro_prepare
 from tokcore.paro import ParoPlan, calibrate_paro
 from tokcore.quantized_kv_cache import QuantizedKVCache
 from tokcore.token_tree import TokenTree
@@ -32,6 +33,7 @@ __all__ = [
     "BlockMask",
     "KVPreset",
     "LinearLogprobs",
+    "ParoOperands",
     "ParoPlan",
     "Quantized",
     "QuantizedKVCache",
@@ -54,4 +56,6 @@ __all__ = [
     "masks",
     "nn",
     "paro",
+    "paro_attention",
+    "paro_prepare",
 ]

@@ -51,6 +51,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
         "kv_saliency",
         "linear_cross_entropy",
         "linear_logprobs",
+        "paro_attention",
         "token_tree",
     ],
 )

@@ -39,6 +39,7 @@ def test_public_names() -> None:
         "KVPreset",
         "KV_PRESETS",
         "LinearLogprobs",
+        "ParoOperands",
         "ParoPlan",
         "Quantized",
         "QuantizedKVCache",
@@ -61,6 +62,8 @@ def test_public_names() -> None:
         "masks",
         "nn",
         "paro",
+        "paro_attention",
+        "paro_prepare",
     ]
     assert all(hasattr(tokcore, name) for name in tokcore.__all__)
 

@@ -73,4 +73,67 @@ inline void multiply_int8(const int8_t* a, int64_t a_stride, const int8_t* panel
 #endif
 }
 
+// The same with a list of steps, out rows out_stride elements apart, and a panel of signed or unsigned bytes. Elsewhere
+// than on AMX tiles it is computed in fp32, where sums below 2^24 are exact: that is what callers must keep to.
+template <bool kUnsignedPanel>
+inline void multiply_bytes(RowOperand<int8_t> a, const uint8_t* panel, StepList steps, int32_t* out,
+                           int64_t out_stride = kBlock) {
+#if defined(__AMX_INT8__)
+  const int64_t out_bytes = out_stride * 4;
+  asm volatile("" ::: "memory");
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int s = 0; s < steps.count; ++s) {
+    const int8_t* left = a.data + steps[s] * a.step_stride;
+    const uint8_t* right = panel + steps.in_panel(s) * 2 * kInt8TileBytes;
+    _tile_loadd(6, right, 64);
+    _tile_stream_loadd(4, left, a.row_stride);
+    _tile_loadd(7, right + kInt8TileBytes, 64);
+    _tile_stream_loadd(5, left + 16 * a.row_stride, a.row_stride);
+    if constexpr (kUnsignedPanel) {
+      _tile_dpbsud(0, 4, 6);
+      _tile_dpbsud(1, 4, 7);
+      _tile_dpbsud(2, 5, 6);
+      _tile_dpbsud(3, 5, 7);
+    } else {
+      _tile_dpbssd(0, 4, 6);
+      _tile_dpbssd(1, 4, 7);
+      _tile_dpbssd(2, 5, 6);
+      _tile_dpbssd(3, 5, 7);
+    }
+  }
+  _tile_stored(0, out, out_bytes);
+  _tile_stored(1, out + 16, out_bytes);
+  _tile_stored(2, out + 16 * out_stride, out_bytes);
+  _tile_stored(3, out + 16 * out_stride + 16, out_bytes);
+  asm volatile("" ::: "memory");
+#else
+  float left[kBlock * kInt8Step], right[kInt8Step * kBlock], sums[kBlock * kBlock];
+  if (steps.count == 0) {
+    for (float& sum : sums) sum = 0.0f;
+  }
+  for (int s = 0; s < steps.count; ++s) {
+    const int8_t* rows = a.data + steps[s] * a.step_stride;
+    for (int row = 0; row < kBlock; ++row) {
+      for (int k = 0; k < kInt8Step; ++k) left[row * kInt8Step + k] = rows[row * a.row_stride + k];
+    }
+    const uint8_t* bytes = panel + steps.in_panel(s) * 2 * kInt8TileBytes;
+    for (int k = 0; k < kInt8Step; ++k) {
+      for (int column = 0; column < kBlock; ++column) {
+        const uint8_t byte = bytes[column / 16 * kInt8TileBytes + k / 4 * 64 + column % 16 * 4 + k % 4];
+        right[k * kBlock + column] = kUnsignedPanel ? byte : static_cast<int8_t>(byte);
+      }
+    }
+    FmaEngine::multiply({left, kInt8Step}, right, {nullptr, 0, kInt8Step / kBlock}, s > 0, sums, NoStep());
+  }
+  for (int row = 0; row < kBlock; ++row) {
+    for (int column = 0; column < kBlock; ++column) {
+      out[row * out_stride + column] = static_cast<int32_t>(sums[row * kBlock + column]);
+    }
+  }
+#endif
+}
+
 }  // namespace tokcore::cpu::TOKCORE_ISA

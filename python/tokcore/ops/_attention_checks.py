@@ -82,13 +82,20 @@ def check_shapes(
 def check_mask_bits(require: Require, q: Tensor, k: Tensor, mask_bits: Tensor, block_m: int, block_n: int) -> None:
     """The block sizes, and bits of the shape that they demand."""
     check_block_sizes(require, block_m, block_n)
-    rows, words = -(-q.size(2) // block_m), -(-k.size(2) // (32 * block_n))
+    check_mask_shape(require, mask_bits, q.size(0), q.size(1), q.size(2), k.size(2), block_m, block_n)
+
+
+def check_mask_shape(
+    require: Require, mask_bits: Tensor, B: Any, H: Any, M: Any, N: Any, block_m: int, block_n: int
+) -> None:
+    """Bits for B batch entries, H heads, M queries and N keys."""
+    rows, words = -(-M // block_m), -(-N // (32 * block_n))
     batch, heads = mask_bits.size(0), mask_bits.size(1)
-    leading = (batch == 1 or batch == q.size(0)) and (heads == 1 or heads == q.size(1))
+    leading = (batch == 1 or batch == B) and (heads == 1 or heads == H)
     require(
         leading and mask_bits.size(2) == rows and mask_bits.size(3) == words,
         "mask_bits",
-        lambda: f"shape [1 or {q.size(0)}, 1 or {q.size(1)}, {rows}, {words}] (B and H of q, blocks, words)",
+        lambda: f"shape [1 or {B}, 1 or {H}, {rows}, {words}] (B and H of q, blocks, words)",
         lambda: sizes(mask_bits.shape),
     )
 

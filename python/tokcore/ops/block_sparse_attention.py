@@ -209,6 +209,20 @@ def block_sparse_attention(
 
 def check_mask(require: checks.Require, block_mask: BlockMask, q: Tensor, k: Tensor) -> None:
     """A block mask that fits q [B, H, M, D] and k [B, Hkv, N, D]."""
+    check_mask_of(require, block_mask, q.size(0), q.size(1), q.size(2), k.size(2), q.device, "M of q, N of k")
+
+
+def check_mask_of(
+    require: checks.Require,
+    block_mask: BlockMask,
+    B: int,
+    H: int,
+    M: int,
+    N: int,
+    device: torch.device,
+    letters: str = "N, N",
+) -> None:
+    """A block mask for B batch entries, H heads, M queries and N keys."""
     require(
         isinstance(block_mask, BlockMask),
         "block_mask",
@@ -216,13 +230,10 @@ def check_mask(require: checks.Require, block_mask: BlockMask, q: Tensor, k: Ten
         lambda: type(block_mask).__name__,
         TypeError,
     )
-    device = block_mask.bits.device
-    require(device == q.device, "block_mask", lambda: f"device {q.device} of q", lambda: str(device))
-    M, N = q.size(2), k.size(2)
+    got = block_mask.bits.device
+    require(got == device, "block_mask", lambda: f"device {device} of q", lambda: str(got))
     fits = block_mask.shape[0] == M and block_mask.shape[1] == N
-    require(fits, "block_mask", lambda: f"shape ({M}, {N}) (M of q, N of k)", lambda: f"{block_mask.shape}")
+    require(fits, "block_mask", lambda: f"shape ({M}, {N}) ({letters})", lambda: f"{block_mask.shape}")
     batch, heads = block_mask.bits.size(0), block_mask.bits.size(1)
-    require(
-        batch == 1 or batch == q.size(0), "block_mask", lambda: f"1 or {q.size(0)} batch entries", lambda: f"{batch}"
-    )
-    require(heads == 1 or heads == q.size(1), "block_mask", lambda: f"1 or {q.size(1)} heads", lambda: f"{heads}")
+    require(batch == 1 or batch == B, "block_mask", lambda: f"1 or {B} batch entries", lambda: f"{batch}")
+    require(heads == 1 or heads == H, "block_mask", lambda: f"1 or {H} heads", lambda: f"{heads}")

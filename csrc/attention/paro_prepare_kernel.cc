@@ -1,0 +1,353 @@
+// The prologue of PARO attention: rotation, order, smoothing, codes. Compiled once per instruction-set level, without
+// contraction of multiplications and additions.
+#include "tokcore/attention/paro_codes.h"
+#include "tokcore/cpu/scratch.h"
+#include "tokcore/cpu/threads.h"
+
+namespace tokcore::cpu::TOKCORE_ISA {
+namespace {
+
+constexpr int64_t kMostHeadDim = 256;
+
+template <class T>
+void load_row(const T* from, int64_t size, float* to) {
+  int64_t i = 0;
+  for (; i + Vec::kLanes <= size; i += Vec::kLanes) Vec::load(from + i).store(to + i);
+  for (; i < size; ++i) to[i] = to_float(from[i]);
+}
+
+// Neighbouring lanes change places.
+Vec swap_pairs(Vec x) {
+#if defined(__AVX512F__)
+  return _mm512_permute_ps(x.v, 0xb1);
+#elif defined(__AVX2__)
+  return _mm256_permute_ps(x.v, 0xb1);
+#else
+  return _mm_shuffle_ps(x.v, x.v, 0xb1);
+#endif
+}
+// Every number twice: a, a, b, b, ...
+Vec load_twice(const float* from) {
+#if defined(__AVX512F__)
+  const __m512i places = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+  return _mm512_permutexvar_ps(places, _mm512_castps256_ps512(_mm256_loadu_ps(from)));
+#elif defined(__AVX2__)
+  const __m256i places = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
+  return _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(from)), places);
+#else
+  return _mm_setr_ps(from[0], from[0], from[1], from[1]);
+#endif
+}
+
+// Pairs of neighbours, kTwice: cos and sin have one number a pair. The first of a pair takes the product with the sine
+// negated and then a sum: gcc 12 makes a fused operation of alternating sums and differences even where contraction is
+// off.
+template <bool kTwice>
+void rotate_neighbours(const float* cos, const float* sin, int64_t size, float* x) {
+  alignas(64) static constexpr float kSigns[16] = {-0.0f, 0.0f, -0.0f, 0.0f, -0.0f, 0.0f, -0.0f, 0.0f,
+                                                   -0.0f, 0.0f, -0.0f, 0.0f, -0.0f, 0.0f, -0.0f, 0.0f};
+  const auto flip = [](Vec value) {
+    const Vec signs = Vec::load(kSigns);
+#if defined(__AVX512F__)
+    return Vec(_mm512_xor_ps(value.v, signs.v));
+#elif defined(__AVX2__)
+    return Vec(_mm256_xor_ps(value.v, signs.v));
+#else
+    return Vec(_mm_xor_ps(value.v, signs.v));
+#endif
+  };
+  const auto turn = [&](Vec value, Vec c, Vec s) { return value * c + swap_pairs(value) * flip(s); };
+  int64_t i = 0;
+  for (; i + Vec::kLanes <= size; i += Vec::kLanes) {
+    const Vec c = kTwice ? load_twice(cos + i / 2) : Vec::load(cos + i);
+    const Vec s = kTwice ? load_twice(sin + i / 2) : Vec::load(sin + i);
+    turn(Vec::load(x + i), c, s).store(x + i);
+  }
+  if (i == size) return;
+  alignas(64) float rest[3][Vec::kLanes] = {};
+  for (int64_t j = i; j < size; ++j) {
+    rest[0][j - i] = x[j];
+    rest[1][j - i] = cos[kTwice ? j / 2 : j];
+    rest[2][j - i] = sin[kTwice ? j / 2 : j];
+  }
+  turn(Vec::load(rest[0]), Vec::load(rest[1]), Vec::load(rest[2])).store(rest[0]);
+  for (int64_t j = i; j < size; ++j) x[j] = rest[0][j - i];
+}
+
+// x of a token, rotated in place.
+void rotate_row(const ParoRotation& rotation, int64_t token, int64_t size, float* __restrict x) {
+  const int64_t row = token - rotation.first;
+  if (rotation.cos == nullptr || row < 0 || row >= rotation.rows) return;
+  const float* __restrict cos = rotation.cos + row * rotation.width;
+  const float* __restrict sin = rotation.sin + row * rotation.width;
+  const int64_t half = size / 2;
+  if (rotation.interleaved) {
+    rotation.width == half ? rotate_neighbours<true>(cos, sin, size, x) : rotate_neighbours<false>(cos, sin, size, x);
+    return;
+  }
+  const int64_t other = rotation.width == half ? 0 : half;  // where the factors of the second half lie
+  for (int64_t i = 0; i < half; ++i) {
+    const float left = x[i], right = x[half + i];
+    x[i] = left * cos[i] - right * sin[i];
+    x[half + i] = right * cos[other + i] + left * sin[other + i];
+  }
+}
+
+template <class T>
+class Prepare {
+ public:
+  Prepare(const ParoPrepareParams& params, const Threads& threads)
+      : params_(params),
+        threads_(threads),
+        shape_(params.shape),
+        chunks_(ceil_div(shape_.length, kParoGroup)),
+        pairs_(shape_.batch * shape_.num_kv_heads) {}
+
+  void run() {
+    Arena measure;
+    plan(measure);
+    Scratch scratch(measure.used());
+    Arena arena(scratch.data());
+    plan(arena);
+    if (sums_ != nullptr || mosts_ != nullptr) {
+      for_each_item(threads_, pairs_ * chunks_, [&](int64_t item, int worker) { survey(item, worker); });
+      for_each_item(threads_, pairs_, [&](int64_t pair, int) { combine(pair); });
+    }
+    const int64_t query_items = shape_.batch * shape_.num_heads * chunks_;
+    for_each_item(threads_, query_items + pairs_ * chunks_, [&](int64_t item, int worker) {
+      if (item < query_items) {
+        make_queries(item / chunks_, item % chunks_, worker);
+      } else {
+        make_keys((item - query_items) / chunks_, (item - query_items) % chunks_, worker);
+        make_values((item - query_items) / chunks_, (item - query_items) % chunks_, worker);
+      }
+    });
+  }
+
+ private:
+  void plan(Arena& arena) {
+    const int64_t D = shape_.head_dim;
+    if (params_.k_mean != nullptr) sums_ = arena.take<float>(pairs_ * chunks_ * D);
+    if (params_.v_scale != nullptr) {
+      mosts_ = arena.take<uint32_t>(pairs_ * chunks_ * D);
+      inverses_ = arena.take<float>(pairs_ * D);
+    }
+    blocks_ = arena.take<float>(threads_.count * block_elements());
+    codes_ = arena.take<uint8_t>(threads_.count * block_elements());
+  }
+  int64_t block_elements() const { return kParoGroup * shape_.code_dim(); }
+
+  const T* row(const HeadsView& view, int64_t batch, int64_t head, int64_t token) const {
+    return view.head<T>(batch, head) + token * view.stride_row;
+  }
+  int64_t kept_of(int64_t chunk) const { return min(shape_.length - chunk * kParoGroup, kParoGroup); }
+
+  // Of 64 tokens in their own order: the sum of the rotated keys, the greatest value of each channel.
+  void survey(int64_t item, int worker) {
+    const int64_t pair = item / chunks_, chunk = item % chunks_, D = shape_.head_dim;
+    const int64_t batch = pair / shape_.num_kv_heads, head = pair % shape_.num_kv_heads;
+    float* x = blocks_ + worker * block_elements();
+    float* sum = sums_ == nullptr ? nullptr : sums_ + item * D;
+    int32_t* most = mosts_ == nullptr ? nullptr : reinterpret_cast<int32_t*>(mosts_ + item * D);
+    for (int64_t i = 0; i < D; ++i) {
+      if (sum != nullptr) sum[i] = 0.0f;
+      if (most != nullptr) most[i] = 0;
+    }
+    for (int64_t i = 0; i < kept_of(chunk); ++i) {
+      const int64_t token = chunk * kParoGroup + i;
+      if (sum != nullptr) {
+        load_row(row(params_.k, batch, head, token), D, x);
+        rotate_row(params_.rotation, token, D, x);
+        for (int64_t d = 0; d < D; ++d) sum[d] = sum[d] + x[d];
+      }
+      if (most != nullptr) {
+        load_row(row(params_.v, batch, head, token), D, x);
+        for (int64_t d = 0; d < D; ++d) {
+          const int32_t bits = static_cast<int32_t>(float_bits(x[d]) & 0x7fffffff);
+          most[d] = bits > most[d] ? bits : most[d];
+        }
+      }
+    }
+  }
+
+  void combine(int64_t pair) {
+    const int64_t D = shape_.head_dim;
+    if (sums_ != nullptr) {
+      double total[kMostHeadDim] = {};
+      for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+        for (int64_t d = 0; d < D; ++d) total[d] += sums_[(pair * chunks_ + chunk) * D + d];
+      }
+      for (int64_t d = 0; d < D; ++d) {
+        params_.k_mean[pair * D + d] = static_cast<float>(total[d] / static_cast<double>(shape_.length));
+      }
+    }
+    if (mosts_ != nullptr) {
+      for (int64_t d = 0; d < D; ++d) {
+        uint32_t most = 0;
+        for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+          const uint32_t other = mosts_[(pair * chunks_ + chunk) * D + d];
+          most = other > most ? other : most;
+        }
+        const ParoScale found = paro_scale(most, params_.pv);
+        params_.v_scale[pair * D + d] = found.scale;
+        inverses_[pair * D + d] = found.inverse;
+      }
+    }
+  }
+
+  const float* mean_of(int64_t pair) const {
+    return params_.k_mean == nullptr ? nullptr : params_.k_mean + pair * shape_.head_dim;
+  }
+
+  // Rotated rows of 64 positions, [64][Dq] padded by zeros.
+  void load_block(const HeadsView& view, int64_t batch, int64_t head, int64_t kv_head, int64_t chunk, bool rotates,
+                  float* block) const {
+    const int64_t D = shape_.head_dim, width = shape_.code_dim();
+    const int code = static_cast<int>(params_.permutation[kv_head]);
+    for (int64_t i = 0; i < kParoGroup; ++i) {
+      float* x = block + i * width;
+      int64_t filled = 0;
+      if (i < kept_of(chunk)) {
+        const int64_t token = params_.grid.token(code, chunk * kParoGroup + i);
+        load_row(row(view, batch, head, token), D, x);
+        if (rotates) rotate_row(params_.rotation, token, D, x);
+        filled = D;
+      }
+      for (int64_t d = filled; d < width; ++d) x[d] = 0.0f;
+    }
+  }
+
+  void store_rows(const float* block, const float* inverses, int64_t step, void* codes, int64_t first_row) const {
+    const int64_t width = shape_.code_dim(), row_bytes = shape_.row_bytes(params_.qk);
+    uint8_t* to = static_cast<uint8_t*>(codes) + first_row * row_bytes;
+    for (int64_t i = 0; i < kParoGroup; ++i) {
+      if (params_.qk == ParoFormat::kBf16) {
+        store_bf16(block + i * width, reinterpret_cast<BFloat16*>(to + i * row_bytes));
+      } else {
+        make_row_codes(block + i * width, width, inverses[i * step], params_.qk, to + i * row_bytes);
+      }
+    }
+  }
+  void store_bf16(const float* x, BFloat16* to) const {
+    for (int64_t d = 0; d < shape_.code_dim(); d += Vec::kLanes) Vec::load(x + d).store(to + d);
+  }
+
+  void make_queries(int64_t head_of_batch, int64_t chunk, int worker) {
+    const int64_t D = shape_.head_dim, width = shape_.code_dim();
+    const int64_t batch = head_of_batch / shape_.num_heads, head = head_of_batch % shape_.num_heads;
+    const int64_t kv_head = head / shape_.group_size();
+    float* block = blocks_ + worker * block_elements();
+    load_block(params_.q, batch, head, kv_head, chunk, true, block);
+    if (params_.mean_score != nullptr) {
+      const float* mean = mean_of(batch * shape_.num_kv_heads + kv_head);
+      float* score = params_.mean_score + head_of_batch * shape_.length + chunk * kParoGroup;
+      for (int64_t i = 0; i < kept_of(chunk); ++i) score[i] = mean == nullptr ? 0.0f : dot(block + i * width, mean, D);
+    }
+    float inverses[kParoGroup];
+    if (is_quantized(params_.qk)) {
+      float* scale = params_.q_scale + head_of_batch * shape_.padded_length() + chunk * kParoGroup;
+      for (int64_t i = 0; i < kParoGroup; ++i) {
+        const ParoScale found = paro_scale(raise_most(0, block + i * width, D), params_.qk);
+        scale[i] = found.scale;
+        inverses[i] = found.inverse;
+      }
+    }
+    store_rows(block, inverses, 1, params_.q_codes, head_of_batch * shape_.padded_length() + chunk * kParoGroup);
+  }
+
+  static float dot(const float* a, const float* b, int64_t size) {
+    Vec sum(0.0f);
+    int64_t i = 0;
+    for (; i + Vec::kLanes <= size; i += Vec::kLanes) sum = sum + Vec::load(a + i) * Vec::load(b + i);
+    float lanes[Vec::kLanes], result = 0.0f;
+    sum.store(lanes);
+    for (int lane = 0; lane < Vec::kLanes; ++lane) result += lanes[lane];
+    for (; i < size; ++i) result += a[i] * b[i];
+    return result;
+  }
+
+  void make_keys(int64_t pair, int64_t chunk, int worker) {
+    const int64_t D = shape_.head_dim, width = shape_.code_dim();
+    const int64_t batch = pair / shape_.num_kv_heads, head = pair % shape_.num_kv_heads;
+    float* block = blocks_ + worker * block_elements();
+    load_block(params_.k, batch, head, head, chunk, true, block);
+    if (const float* mean = mean_of(pair)) {
+      for (int64_t i = 0; i < kept_of(chunk); ++i) {
+        for (int64_t d = 0; d < D; ++d) block[i * width + d] = block[i * width + d] - mean[d];
+      }
+    }
+    float inverse = 0.0f;
+    if (is_quantized(params_.qk)) {
+      const ParoScale found = paro_scale(raise_most(0, block, kParoGroup * width), params_.qk);
+      params_.k_scale[pair * chunks_ + chunk] = found.scale;
+      inverse = found.inverse;
+    }
+    store_rows(block, &inverse, 0, params_.k_codes, pair * shape_.padded_length() + chunk * kParoGroup);
+  }
+
+  void make_values(int64_t pair, int64_t chunk, int worker) {
+    const int64_t D = shape_.head_dim, width = shape_.code_dim();
+    const int64_t batch = pair / shape_.num_kv_heads, head = pair % shape_.num_kv_heads;
+    float* block = blocks_ + worker * block_elements();
+    load_block(params_.v, batch, head, head, chunk, false, block);
+    const int64_t block_bytes = shape_.value_block_bytes(params_.pv);
+    uint8_t* to = static_cast<uint8_t*>(params_.v_codes) + (pair * chunks_ + chunk) * block_bytes;
+    if (params_.pv == ParoFormat::kBf16) {
+      for (int64_t i = 0; i < kParoGroup; ++i)
+        store_bf16(block + i * width, reinterpret_cast<BFloat16*>(to) + i * width);
+      return;
+    }
+    // Codes of whole rows first, then their transpose.
+    const float* inverses = inverses_ + pair * D;
+    uint8_t* codes = codes_ + worker * block_elements();
+    for (int64_t i = 0; i < kParoGroup; ++i) {
+      const float* x = block + i * width;
+      uint8_t* row = codes + i * width;
+      if (params_.pv == ParoFormat::kFp8) {
+        for (int64_t d = 0; d < D; ++d) row[d] = inverses[d] == 0.0f ? uint8_t{0} : to_e4m3(x[d] * inverses[d]);
+      } else {
+        for (int64_t d = 0; d < D; ++d) {
+          row[d] = inverses[d] == 0.0f ? uint8_t{0} : static_cast<uint8_t>(rounded_bits(x[d] * inverses[d]));
+        }
+      }
+      for (int64_t d = D; d < shape_.value_dim(); ++d) row[d] = 0;
+    }
+    for (int64_t d = 0; d < shape_.value_dim(); ++d) {
+      if (params_.pv == ParoFormat::kInt4) {
+        constexpr int64_t kHalf = kParoGroup / 2;
+        for (int64_t i = 0; i < kHalf; ++i) {
+          to[d * kHalf + i] =
+              static_cast<uint8_t>((codes[i * width + d] & 15) | (codes[(i + kHalf) * width + d] & 15) << 4);
+        }
+      } else {
+        for (int64_t i = 0; i < kParoGroup; ++i) to[d * kParoGroup + i] = codes[i * width + d];
+      }
+    }
+  }
+
+  const ParoPrepareParams& params_;
+  const Threads& threads_;
+  const ParoShape& shape_;
+  int64_t chunks_;             // of 64 tokens or positions
+  int64_t pairs_;              // (batch, key head)
+  float* sums_ = nullptr;      // [pairs][chunks][D]
+  uint32_t* mosts_ = nullptr;  // [pairs][chunks][D]
+  float* inverses_ = nullptr;  // [pairs][D] of the values' scales
+  float* blocks_ = nullptr;    // [threads][64][Dq]
+  uint8_t* codes_ = nullptr;   // [threads][64][Dq]
+};
+
+}  // namespace
+
+void paro_prepare(const ParoPrepareParams& params, const Threads& threads) {
+  switch (params.dtype) {
+    case DType::kFloat32:
+      return Prepare<float>(params, threads).run();
+    case DType::kBFloat16:
+      return Prepare<BFloat16>(params, threads).run();
+    case DType::kFloat16:
+      return Prepare<Float16>(params, threads).run();
+  }
+}
+
+}  // namespace tokcore::cpu::TOKCORE_ISA

@@ -1,0 +1,272 @@
+// Weights in 8 bits: p = round(255 2^y) of a span of up to kSpanTiles tiles of 64 keys by 32 queries, y relative to the
+// span's own maximum of each query, so that every span uses all 8 bits. Scores are first brought to 16 bits, 256 steps
+// to a factor of 2, relative to a base of the query; maxima, differences and powers of 2 are then 16-bit integers, 32
+// to a vector, and the same at every instruction-set level.
+//
+// The base is the maximum of what came before. 16 bits reach 127 powers of 2 above it; where a query's scores go beyond
+// (or nearly), the span is walked twice, the first time for its maximum alone.
+#pragma once
+
+#include "tokcore/attention/tile_softmax.h"
+#include "tokcore/cpu/block_product_int8.h"
+#include "tokcore/cpu/scratch.h"
+#include "tokcore/cpu/transpose.h"
+
+namespace tokcore::cpu::TOKCORE_ISA {
+
+inline constexpr int kTileKeys = 64;
+inline constexpr int kSpanTiles = 4;
+inline constexpr float kScoreSteps = 256.0f;  // to a factor of 2
+
+// 32 queries over all spans.
+struct alignas(64) SpanState {
+  float reference[kBlock];  // the greatest score so far, in steps
+  float sum[kBlock];        // of weights relative to it, times 255
+  float poison[kBlock];     // 0, or NaN where a scale or a score is NaN
+  float base[kBlock];       // of the scores of the span at work, in steps
+  float shrink[kBlock];     // factor of the sums before the span
+  float grow[kBlock];       // and of the span's own
+  bool is_new;
+};
+
+class ByteSoftmax {
+ public:
+  using Weight = uint8_t;
+  static constexpr int64_t kWeightsPerTile = kTileKeys * kBlock;
+  static constexpr float kUnits = kScoreSteps;  // of scores and references, to a factor of 2
+  static constexpr float kTop = 255.0f;         // the weight of the greatest score
+
+  explicit ByteSoftmax(Arena& arena) : steps_(arena.take<int16_t>(kSpanTiles * kTileKeys * kBlock)) {}
+
+  // The base of a query without any: the maximum of its first tile. factor [32]: steps per score.
+  template <class Cell>
+  static void take_base(const Cell* scores, int64_t num_rows, const float* factor, float* base) {
+    for (int c = 0; c < kBlock; ++c) base[c] = -kFarthest;
+    raise_base(scores, num_rows, factor, base);
+  }
+  template <class Cell>
+  static void raise_base(const Cell* scores, int64_t num_rows, const float* factor, float* base) {
+    Cell greatest[kBlock];
+    for (int c = 0; c < kBlock; ++c) greatest[c] = scores[c];
+    for (int64_t row = 1; row < num_rows; ++row) {
+      for (int c = 0; c < kBlock; ++c) {
+        const Cell cell = scores[row * kBlock + c];
+        greatest[c] = cell > greatest[c] ? cell : greatest[c];
+      }
+    }
+    for (int c = 0; c < kBlock; ++c) {
+      const float candidate = static_cast<float>(greatest[c]) * factor[c];
+      const float kept = candidate > base[c] ? candidate : base[c];  // a NaN leaves the base as it is
+      base[c] = kept < kFarthest ? kept : kFarthest;
+    }
+  }
+
+  void begin_span() {
+    for (int16_t& step : greatest_) step = INT16_MIN;
+  }
+
+  // Tile i of the span: scores [64][32], of which num_rows count.
+  template <class Cell>
+  void add_scores(const Cell* scores, int64_t num_rows, const float* factor, SpanState& state, int i) {
+    int16_t* steps = steps_ + i * kTileKeys * kBlock;
+    add_poison(scores, num_rows, factor, state.poison);
+#if defined(__AVX512BW__)
+    for (int half = 0; half < 2; ++half) {
+      const __m512 scale = _mm512_load_ps(factor + half * 16), base = _mm512_load_ps(state.base + half * 16);
+      __m512i greatest = _mm512_load_si512(greatest_ + half * 32);
+#pragma GCC unroll 2
+      for (int row = 0; row < kTileKeys; row += 4) {
+        __m512i whole[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+          const Cell* cells = scores + (row + j) * kBlock + half * 16;
+          __m512 score;
+          if constexpr (std::is_same_v<Cell, float>) {
+            score = _mm512_loadu_ps(cells);
+          } else {
+            score = _mm512_cvtepi32_ps(_mm512_loadu_si512(cells));
+          }
+          __m512 step = _mm512_fmsub_ps(score, scale, base);
+          if constexpr (std::is_same_v<Cell, float>) step = _mm512_min_ps(step, _mm512_set1_ps(0x1p30f));
+          whole[j] = _mm512_cvtps_epi32(step);
+        }
+        const __m512i upper = _mm512_packs_epi32(whole[0], whole[1]);
+        const __m512i lower = _mm512_packs_epi32(whole[2], whole[3]);
+        greatest = _mm512_max_epi16(greatest, _mm512_max_epi16(upper, lower));
+        _mm512_store_si512(steps + (row * 2 + half * 4) * 16, upper);
+        _mm512_store_si512(steps + (row * 2 + half * 4) * 16 + 32, lower);
+      }
+      _mm512_store_si512(greatest_ + half * 32, greatest);
+    }
+#else
+    for (int row = 0; row < kTileKeys; ++row) {
+      for (int c = 0; c < kBlock; ++c) {
+        float step = static_cast<float>(scores[row * kBlock + c]) * factor[c] - state.base[c];
+        step = step < 32767.0f ? step : 32767.0f;
+        step = step > -32768.0f ? step : -32768.0f;
+        const float rounded = step + 12582912.0f;
+        int32_t bits;
+        __builtin_memcpy(&bits, &rounded, 4);
+        const auto whole = static_cast<int16_t>(bits - 0x4b400000);
+        steps[row * kBlock + c] = whole;
+        greatest_[c] = whole > greatest_[c] ? whole : greatest_[c];
+      }
+    }
+#endif
+    if (num_rows < kTileKeys) cut(steps, num_rows);
+  }
+
+  // Whether the base must be raised and the span's scores added once more.
+  bool exceeds() const {
+    bool any = false;
+    for (int16_t step : greatest_) any |= step > INT16_MAX - kShift;
+    return any;
+  }
+
+  // After the last tile: the span's maximum joins the reference.
+  void end_scores(SpanState& state) {
+    int32_t greatest[kBlock];
+    for (int c = 0; c < kBlock; ++c) greatest[c] = greatest_of(c);
+    for (int c = 0; c < kBlock; ++c) {
+      const float found = state.base[c] + static_cast<float>(greatest[c]);
+      const float old = state.is_new ? found : state.reference[c];
+      const float raised = old > found ? old : found;
+      state.shrink[c] = old - raised;
+      state.grow[c] = found - raised;
+      state.reference[c] = raised;
+    }
+    for (int c = 0; c < kBlock; c += Vec::kLanes) {
+      const Vec step(1.0f / kScoreSteps);
+      exp2(Vec::load(state.shrink + c) * step).store(state.shrink + c);
+      exp2(Vec::load(state.grow + c) * step).store(state.grow + c);
+    }
+    set_tops();
+    for (int32_t& sum : sums_) sum = 0;
+  }
+
+  // The weights of tile i: a step of a panel of bytes.
+  void make_weights(int i, uint8_t* panel) {
+    const int16_t* steps = steps_ + i * kTileKeys * kBlock;
+#if defined(__AVX512BW__)
+    alignas(16) static constexpr uint8_t kTransposed[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+    const __m512i quads = _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(kTransposed)));
+    for (int half = 0; half < 2; ++half) {
+      const __m512i top = _mm512_load_si512(tops_ + half * 32);
+      __m512i sum = _mm512_load_si512(sums_ + half * 16);
+#pragma GCC unroll 4
+      for (int quad = 0; quad < kTileKeys / 4; ++quad) {
+        const int16_t* from = steps + quad * 128 + half * 64;
+        const __m512i upper = power(_mm512_load_si512(from), top);
+        const __m512i lower = power(_mm512_load_si512(from + 32), top);
+        const __m512i weights = _mm512_shuffle_epi8(_mm512_packus_epi16(upper, lower), quads);
+        _mm512_store_si512(panel + half * kInt8TileBytes + quad * 64, weights);
+#if defined(__AVX512VNNI__)
+        sum = _mm512_dpbusd_epi32(sum, weights, _mm512_set1_epi8(1));
+#else
+        const __m512i pairs = _mm512_maddubs_epi16(weights, _mm512_set1_epi8(1));
+        sum = _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+#endif
+      }
+      _mm512_store_si512(sums_ + half * 16, sum);
+    }
+#else
+    for (int row = 0; row < kTileKeys; ++row) {
+      uint8_t* to = panel + row / 4 * 64 + row % 4;
+      for (int c = 0; c < kBlock; ++c) {
+        int32_t below = tops_[c] - steps[row * kBlock + c];
+        below = below < 32767 ? below : 32767;
+        const int32_t fraction = below << 8 & 0xff00, whole = below >> 8;
+        const int32_t rest = kOne - (fraction * (kLinear - (fraction * kSquare >> 16)) >> 16);
+        const int32_t weight = ((rest >> (whole < 16 ? whole : 16)) + 1) >> 1;
+        to[c / 16 * kInt8TileBytes + c % 16 * 4] = static_cast<uint8_t>(weight);
+        sums_[c] += weight;
+      }
+    }
+#endif
+  }
+
+  // After the last weights.
+  void end_span(SpanState& state) {
+    for (int c = 0; c < kBlock; ++c) {
+      state.sum[c] =
+          (state.is_new ? 0.0f : state.sum[c] * state.shrink[c]) + static_cast<float>(sums_[c]) * state.grow[c];
+    }
+    state.is_new = false;
+  }
+
+ private:
+  // A weight is (65280 2^-fraction) >> whole >> 8, rounded at the last bit: the shift by 7 of the first 8 is added to
+  // the distance from the maximum. 2^-x = 1 - x (a - b x) on [0, 1), relative error below 0.23 %, exact at 0.
+  static constexpr int32_t kShift = 7 * 256;
+  static constexpr int32_t kOne = 65280, kLinear = 43903, kSquare = 11338;
+
+  // A NaN among the scores (Cell float) or in the factors.
+  template <class Cell>
+  static void add_poison(const Cell* scores, int64_t num_rows, const float* factor, float* poison) {
+    for (int c = 0; c < kBlock; ++c) poison[c] += factor[c] * 0.0f;
+    if constexpr (std::is_same_v<Cell, float>) {
+      for (int64_t row = 0; row < num_rows; ++row) {
+        for (int c = 0; c < kBlock; ++c) poison[c] += scores[row * kBlock + c] * 0.0f;
+      }
+    }
+  }
+
+#if defined(__AVX512BW__)
+  static __attribute__((always_inline)) __m512i power(__m512i steps, __m512i top) {
+    const __m512i below = _mm512_subs_epi16(top, steps);
+    const __m512i fraction = _mm512_slli_epi16(below, 8);
+    const __m512i slope = _mm512_sub_epi16(_mm512_set1_epi16(static_cast<int16_t>(kLinear)),
+                                           _mm512_mulhi_epu16(fraction, _mm512_set1_epi16(kSquare)));
+    const __m512i rest =
+        _mm512_sub_epi16(_mm512_set1_epi16(static_cast<int16_t>(kOne)), _mm512_mulhi_epu16(fraction, slope));
+    const __m512i shifted = _mm512_srlv_epi16(rest, _mm512_srli_epi16(below, 8));
+    return _mm512_avg_epu16(shifted, _mm512_setzero_si512());
+  }
+  // 16-bit steps lie as packs_epi32 leaves them: [row / 4][half][row / 2 % 2][4 lanes][row % 2][4 queries].
+  static int place_of(int64_t row, int c) {
+    return static_cast<int>(row / 4 * 128 + c / 16 * 64 + row / 2 % 2 * 32 + c % 16 / 4 * 8 + row % 2 * 4 + c % 4);
+  }
+  int32_t greatest_of(int c) const {
+    const int place = c / 16 * 32 + c % 16 / 4 * 8 + c % 4;
+    return greatest_[place] > greatest_[place + 4] ? greatest_[place] : greatest_[place + 4];
+  }
+  void set_tops() {
+    for (int c = 0; c < kBlock; ++c) {
+      const int place = c / 16 * 32 + c % 16 / 4 * 8 + c % 4;
+      tops_[place] = tops_[place + 4] = static_cast<int16_t>(greatest_of(c) + kShift);
+    }
+  }
+#else
+  static int place_of(int64_t row, int c) { return static_cast<int>(row * kBlock + c); }
+  int32_t greatest_of(int c) const { return greatest_[c]; }
+  void set_tops() {
+    for (int c = 0; c < kBlock; ++c) tops_[c] = static_cast<int16_t>(greatest_of(c) + kShift);
+  }
+#endif
+
+  // Rows that do not count: their scores are those of zero keys, which may be the greatest, so that maxima are taken
+  // anew from the tiles' own rows.
+  void cut(int16_t* steps, int64_t num_rows) {
+    for (int64_t row = num_rows; row < kTileKeys; ++row) {
+      for (int c = 0; c < kBlock; ++c) steps[place_of(row, c)] = INT16_MIN;
+    }
+    begin_span();
+    for (const int16_t* step = steps_; step < steps + kTileKeys * kBlock; ++step) {
+      const int64_t place = step - steps_;
+      int16_t& greatest = greatest_[kPlaces == kBlock ? place % kBlock : place % 128 / 64 * 32 + place % 32];
+      greatest = *step > greatest ? *step : greatest;
+    }
+  }
+
+#if defined(__AVX512BW__)
+  static constexpr int kPlaces = 2 * kBlock;
+#else
+  static constexpr int kPlaces = kBlock;
+#endif
+  int16_t* steps_;  // [kSpanTiles][64 x 32]
+  alignas(64) int16_t greatest_[kPlaces];
+  alignas(64) int16_t tops_[kPlaces];
+  alignas(64) int32_t sums_[kBlock];
+};
+
+}  // namespace tokcore::cpu::TOKCORE_ISA
