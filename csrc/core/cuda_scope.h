@@ -8,7 +8,7 @@
 
 #include "core/cuda_device.h"
 #include "core/tensors.h"
-#include "tokcore/cuda/stream.h"
+#include "tokcore/cuda/machine.h"
 
 namespace tokcore::core {
 
@@ -24,6 +24,9 @@ class CudaScope {
 
   cuda::Stream stream() const { return stream_; }
   const CudaDevice& device() const { return device_; }
+  CudaMachine machine() const {
+    return {device_.capability, device_.multiprocessors, static_cast<int64_t>(device_.l2_bytes)};
+  }
   int capability() const { return device_.capability; }
   int multiprocessors() const { return device_.multiprocessors; }
 

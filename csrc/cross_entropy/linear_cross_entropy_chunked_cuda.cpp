@@ -30,7 +30,7 @@ ChunkedResult linear_cross_entropy_chunked(const Tensor& e, const Tensor& c, con
   check.require(workspace_bytes >= panel_bytes, "workspace_bytes", "at least " + std::to_string(panel_bytes),
                 workspace_bytes);
   const core::CudaScope scope("linear_cross_entropy_chunked", e);
-  const CudaMachine machine = machine_of(scope.device());
+  const CudaMachine machine = scope.machine();
 
   // Chunks are of all positions: how many are active is known on the device only.
   const int64_t most = round_up(max(num_positions, 1), kFilterTile);

@@ -7,10 +7,6 @@
 
 namespace tokcore::cross_entropy {
 
-inline CudaMachine machine_of(const core::CudaDevice& device) {
-  return {device.capability, device.multiprocessors, static_cast<int64_t>(device.l2_bytes)};
-}
-
 // Which positions are active is found on the device, which also finds indices out of range: they make NaN there.
 inline void fill_params(LinearLogitsParams& params, const LogitsArguments& a, const Tensor& indices,
                         const std::optional<Tensor>& bias, const std::optional<Tensor>& class_weight, bool entropy) {

@@ -18,7 +18,7 @@ ForwardResult linear_logprobs_forward(const Tensor& e, const Tensor& c, const Te
   const LogitsArguments arguments{e, c, indices, bias, class_weight, seq_len, shift, softcap, temperature, filter_eps};
   check_arguments(check, arguments, topk, {});
   const core::CudaScope scope("linear_logprobs_forward", e);
-  const CudaMachine machine = machine_of(scope.device());
+  const CudaMachine machine = scope.machine();
 
   const int64_t num_positions = e.size(0), vocab_size = c.size(0), num_indices = indices.size(1);
   auto zeros = [&](std::vector<int64_t> sizes, ScalarType type) { return core::zeros_like_on(e, sizes, type); };
@@ -99,7 +99,7 @@ BackwardResult linear_logprobs_backward(const Tensor& e, const Tensor& c, const 
                *filter_eps);
   }
   const core::CudaScope scope("linear_logprobs_backward", e);
-  const CudaMachine machine = machine_of(scope.device());
+  const CudaMachine machine = scope.machine();
 
   const Tensor grad_e = make_output(e, need_e, {e.size(0), e.size(1)}, e.scalar_type());
   const Tensor grad_c = make_output(e, need_c, {c.size(0), c.size(1)}, c.scalar_type());

@@ -15,16 +15,16 @@ struct BlockMaskView {
   int64_t block_m;       // queries of a block: 64 or 128
   int64_t block_n;       // keys of a block: 64 or 128
 
-  const uint32_t* row(int64_t batch, int64_t head, int64_t block_row) const {
+  constexpr const uint32_t* row(int64_t batch, int64_t head, int64_t block_row) const {
     return bits + batch * stride_batch + head * stride_head + block_row * stride_row;
   }
-  bool keeps(int64_t batch, int64_t head, int64_t block_row, int64_t column) const {
+  constexpr bool keeps(int64_t batch, int64_t head, int64_t block_row, int64_t column) const {
     return (row(batch, head, block_row)[column / 32] >> (column % 32) & 1) != 0;
   }
 };
 
 // Word `word` of a mask row without the bits of columns at and after `num_columns`, which mean nothing.
-inline uint32_t mask_word(const uint32_t* row, int64_t word, int64_t num_columns) {
+constexpr uint32_t mask_word(const uint32_t* row, int64_t word, int64_t num_columns) {
   const int64_t rest = num_columns - word * 32;
   return rest >= 32 ? row[word] : row[word] & ((uint32_t{1} << rest) - 1);
 }

@@ -34,9 +34,9 @@ struct AttentionShape {
   int64_t key_length;    // N
   int64_t head_dim;      // D
 
-  int64_t group_size() const { return num_heads / num_kv_heads; }
+  constexpr int64_t group_size() const { return num_heads / num_kv_heads; }
   // With `causal` row m sees the keys below m + 1 + causal_offset().
-  int64_t causal_offset() const { return key_length - query_length; }
+  constexpr int64_t causal_offset() const { return key_length - query_length; }
 };
 
 struct BlockSparseAttentionParams {

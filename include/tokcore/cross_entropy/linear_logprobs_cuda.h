@@ -9,7 +9,7 @@
 #include <optional>
 
 #include "tokcore/cross_entropy/linear_logprobs.h"
-#include "tokcore/cuda/stream.h"
+#include "tokcore/cuda/machine.h"
 
 namespace tokcore {
 
@@ -18,19 +18,6 @@ namespace tokcore {
 struct ActiveRule {
   std::optional<int64_t> ignore_index;
   int64_t sequence;  // positions of one sequence; 0: all are one
-};
-
-struct CudaMachine {
-  int capability;  // 80, 86, 89, 90, 120
-  int multiprocessors;
-  int64_t l2_bytes;
-};
-
-// Scratch memory of a call, 256-byte aligned, and where it runs.
-struct CudaCall {
-  CudaMachine machine;
-  void* workspace;
-  cuda::Stream stream;
 };
 
 size_t linear_logprobs_forward_workspace_cuda(const LinearLogprobsForwardParams& params, const CudaMachine& machine);

@@ -1,0 +1,16 @@
+// The family on CUDA: the CPU's params structs with addresses on the device. Nothing here waits for the GPU, and
+// everything can be captured into a graph.
+#pragma once
+
+#include <cstddef>
+
+#include "tokcore/attention/block_sparse_attention.h"
+#include "tokcore/cuda/machine.h"
+
+namespace tokcore {
+
+size_t block_sparse_attention_forward_workspace_cuda(const BlockSparseAttentionForwardParams& params,
+                                                     const CudaMachine& machine);
+void run_block_sparse_attention_forward_cuda(const BlockSparseAttentionForwardParams& params, const CudaCall& call);
+
+}  // namespace tokcore

@@ -1,0 +1,68 @@
+// The attention family on CUDA for pytest: the launchers, on addresses of arrays.
+#include "attention/block_sparse_attention_launch_cuda.cuh"
+#include "bindings.h"
+#include "fields.h"
+
+namespace py = pybind11;
+
+namespace tokcore::simt {
+namespace {
+
+// A tensor [B, heads, rows, D]: its address, and its strides as "<name>_strides".
+void fill(HeadsView& view, const char* name, Fields& fields) {
+  fields(name, view.data);
+  fields.nested((std::string(name) + "_strides").c_str(), [&](Fields& strides) {
+    strides("batch", view.stride_batch);
+    strides("head", view.stride_head);
+    strides("row", view.stride_row);
+  });
+}
+
+void fill(AttentionShape& shape, Fields& fields) {
+  fields("batch", shape.batch);
+  fields("num_heads", shape.num_heads);
+  fields("num_kv_heads", shape.num_kv_heads);
+  fields("query_length", shape.query_length);
+  fields("key_length", shape.key_length);
+  fields("head_dim", shape.head_dim);
+}
+
+void fill(BlockSparseAttentionParams& params, Fields& fields) {
+  std::string dtype;
+  fields("dtype", dtype);
+  params.dtype = dtype_of(dtype);
+  fill(params.shape, fields);
+  fill(params.q, "q", fields);
+  fill(params.k, "k", fields);
+  fill(params.v, "v", fields);
+  fields("mask_bits", params.mask.bits);
+  fields("mask_stride_batch", params.mask.stride_batch);
+  fields("mask_stride_head", params.mask.stride_head);
+  fields("mask_stride_row", params.mask.stride_row);
+  fields("block_m", params.mask.block_m);
+  fields("block_n", params.mask.block_n);
+  fields("scale", params.scale);
+  fields("causal", params.causal);
+}
+
+BlockSparseAttentionForwardParams forward_params(const py::dict& values) {
+  BlockSparseAttentionForwardParams params = {};
+  Fields fields(values);
+  fill(params, fields);
+  fields("out", params.out);
+  fields("lse", params.lse);
+  return params;
+}
+
+const Bindings bindings([](py::module_& m) {
+  py::class_<BlockSparseAttentionForwardParams>(m, "BlockSparseAttentionForward").def(py::init(&forward_params));
+
+  m.def("workspace", &block_sparse_attention_forward_workspace_cuda);
+  m.def("run", [](const BlockSparseAttentionForwardParams& params, const CudaMachine& machine, uintptr_t workspace) {
+    const py::gil_scoped_release unlocked;
+    run_block_sparse_attention_forward_cuda(params, {machine, pointer<void>(workspace), nullptr});
+  });
+});
+
+}  // namespace
+}  // namespace tokcore::simt
