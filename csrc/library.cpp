@@ -182,4 +182,32 @@ STABLE_TORCH_LIBRARY(tokcore, m) {
   m.def(
       "draft_trigram_update(Tensor(a!) keys, Tensor(b!) successors, Tensor(c!) probs, Tensor contexts, "
       "Tensor candidates, Tensor candidate_probs) -> ()");
+
+  // Letters of sampling: B requests, N nodes of a tree, V vocabulary.
+
+  // One token for each row of logits [B, V], by noise from (seed, position, token), with its log-probability and the
+  // entropy and varentropy of what it was drawn from; status [B, 2]. per_request [B, 8] replaces the eight options.
+  m.def(
+      "sample(Tensor logits, Tensor seeds, Tensor positions, *, float temperature=1.0, int top_k=0, float top_p=1.0, "
+      "float min_p=0.0, float typical_mass=1.0, float repetition_penalty=1.0, float presence_penalty=0.0, "
+      "float frequency_penalty=0.0, Tensor? per_request=None, Tensor? token_counts=None, Tensor? allowed_bits=None, "
+      "bool return_entropy=False, bool validate=True) -> "
+      "(Tensor token, Tensor logprob, Tensor entropy, Tensor varentropy, Tensor status)");
+
+  // The path of a tree that the target keeps, going by logits [B, N, V]: nodes [B, N] and how many, the token after
+  // them, status [B, 2].
+  m.def(
+      "verify_tree_sample(Tensor logits, Tensor tokens, Tensor parents, Tensor counts, Tensor first_child, "
+      "Tensor next_sibling, Tensor seeds, Tensor positions, Tensor? draft_probs=None, *, str rule='coupled', "
+      "bool lossless=True, float temperature=1.0, int top_k=0, float top_p=1.0, float min_p=0.0, "
+      "float typical_mass=1.0, float repetition_penalty=1.0, float presence_penalty=0.0, "
+      "float frequency_penalty=0.0, Tensor? per_request=None, Tensor? token_counts=None, Tensor? allowed_bits=None, "
+      "float typical_epsilon=0.3, float typical_alpha=0.09, str rows='auto', bool validate=True) -> "
+      "(Tensor accepted_nodes, Tensor accepted_counts, Tensor next_token, Tensor status)");
+
+  // The same by the greatest logit of each node, or by given target_tokens [B, N].
+  m.def(
+      "verify_tree_greedy(Tensor? logits, Tensor? target_tokens, Tensor tokens, Tensor parents, Tensor counts, "
+      "Tensor first_child, Tensor next_sibling, *, bool validate=True) -> "
+      "(Tensor accepted_nodes, Tensor accepted_counts, Tensor next_token, Tensor status)");
 }

@@ -18,6 +18,9 @@ from tokcore.ops.kv_saliency import kv_saliency
 from tokcore.ops.linear_cross_entropy import linear_cross_entropy
 from tokcore.ops.linear_logprobs import LinearLogprobs, linear_logprobs
 from tokcore.ops.paro_attention import ParoOperands, paro_attention, paro_prepare
+from tokcore.ops.sample import Sampled, sample
+from tokcore.ops.verify_tree_greedy import verify_tree_greedy
+from tokcore.ops.verify_tree_sample import verify_tree_sample
 from tokcore.paro import ParoPlan, calibrate_paro
 from tokcore.quantized_kv_cache import QuantizedKVCache
 from tokcore.token_tree import TokenTree
@@ -37,6 +40,7 @@ __all__ = [
     "ParoPlan",
     "Quantized",
     "QuantizedKVCache",
+    "Sampled",
     "TokenTree",
     "Verdict",
     "__version__",
@@ -58,4 +62,7 @@ __all__ = [
     "paro",
     "paro_attention",
     "paro_prepare",
+    "sample",
+    "verify_tree_greedy",
+    "verify_tree_sample",
 ]

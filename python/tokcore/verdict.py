@@ -19,3 +19,6 @@ class Verdict:
     accepted_nodes: Tensor  # int32 [B, most], the path's nodes from the root on, then -1
     accepted_counts: Tensor  # int32 [B], nodes of the path; 0 for a request without nodes
     next_token: Tensor  # int64 [B], the token after the path; -1 for a request without nodes
+    # int32 [B, 2]: 0, or what is wrong with a request, and the node where; None where nothing was checked. Such a
+    # request keeps no node and has no next token.
+    status: Tensor | None = None

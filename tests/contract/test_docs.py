@@ -52,6 +52,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
         "linear_cross_entropy",
         "linear_logprobs",
         "paro_attention",
+        "sample",
         "token_tree",
     ],
 )

@@ -1,4 +1,5 @@
 // Random bits by counter: Philox4x32 with ten rounds. The same bits wherever and in whatever order they are asked for.
+// Functions are static: each instruction-set level keeps its own code of them.
 // Salmon, Moraes, Dror, Shaw: Parallel Random Numbers: As Easy as 1, 2, 3 (SC 2011).
 #pragma once
 
@@ -10,7 +11,7 @@ struct PhiloxWords {
   uint32_t word[4];
 };
 
-constexpr PhiloxWords philox(uint64_t seed, uint64_t counter_low, uint64_t counter_high) {
+static constexpr PhiloxWords philox(uint64_t seed, uint64_t counter_low, uint64_t counter_high) {
   uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
   PhiloxWords x = {{static_cast<uint32_t>(counter_low), static_cast<uint32_t>(counter_low >> 32),
                     static_cast<uint32_t>(counter_high), static_cast<uint32_t>(counter_high >> 32)}};
@@ -25,6 +26,6 @@ constexpr PhiloxWords philox(uint64_t seed, uint64_t counter_low, uint64_t count
 }
 
 // The middle of one of 2^32 equal parts of (0, 1).
-constexpr double uniform_of(uint32_t word) { return (static_cast<double>(word) + 0.5) * 0x1p-32; }
+static constexpr double uniform_of(uint32_t word) { return (static_cast<double>(word) + 0.5) * 0x1p-32; }
 
 }  // namespace tokcore
