@@ -100,9 +100,9 @@ def test_page_tables_that_point_outside() -> None:
         before = state_of(cache)
         with pytest.raises(ValueError, match=r"argument 'high.page_table': expected a value in \[0, \d+\) \(pages\)"):
             cache.append(0, k[:, :1], v[:, :1])
-        with pytest.raises(RuntimeError, match=r"argument 'high.page_table'"):
+        with pytest.raises(ValueError, match=r"argument 'high.page_table'"):
             tokcore.decode_attention(random(2, 1, 4, 64, dtype=torch.bfloat16), cache, 0)
-        with pytest.raises(RuntimeError, match=r"argument 'high.page_table'"):
+        with pytest.raises(ValueError, match=r"argument 'high.page_table'"):
             tokcore.kv_retier(cache, 0, random(2, 2, 200), ratio=0.5)
         assert same(state_of(cache), before)
         high.page_table[0, 0] = good
@@ -176,7 +176,7 @@ def test_presets(name: str) -> None:
     cache.append(0, k, v)
     retier = tokcore.KV_PRESETS[name].retier
     if retier:
-        tokcore.kv_retier(cache, 0, random(2, 2, 2900).abs(), **retier)
+        tokcore.kv_retier(cache, 0, random(2, 2, 2900).pow(4), **retier)  # peaked, as attention is
     q = random(2, 1, 4, 64, seed=2, dtype=torch.bfloat16)
     assert isinstance(out := tokcore.decode_attention(q, cache, 0), Tensor)
     assert out.isfinite().all()

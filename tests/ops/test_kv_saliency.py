@@ -109,6 +109,19 @@ def test_mass_takes_the_fewest_tokens_that_hold_it() -> None:
     assert set(range(50, 70)) <= set(read_tier(cache, 0, "high", 0).positions[0].tolist())
 
 
+def test_a_mass_that_does_not_fit_raises_and_a_ratio_fills_the_tier() -> None:
+    cache, _, _ = filled(400, **{**TIERS, "high_ratio": 0.2})
+    room = cache.max_pages["high"]
+    flat = torch.ones(2, 2, 400)
+    before = [by_position(cache, b) for b in range(2)]
+    expected = rf"argument 'mass': expected one that at most {room} pages hold \(room of the high tier\), got one that"
+    with pytest.raises(ValueError, match=expected):
+        tokcore.kv_retier(cache, 0, flat, mass=0.9)
+    for b in range(2):
+        assert all(torch.equal(a, c) for a, c in zip(by_position(cache, b), before[b], strict=True))
+    assert tokcore.kv_retier(cache, 0, flat, ratio=0.9).tolist() == [room * cache.page_size] * 2
+
+
 def test_codes_that_stay_are_the_same_bytes() -> None:
     cache, _, _ = filled(400, **TIERS)
     scores = random(2, 2, 400, seed=9)

@@ -255,7 +255,7 @@ def test_forks_that_do_not_fit() -> None:
     for freed in ([0], [1], [0, 1]):
         with pytest.raises(ValueError, match=r"free: argument 'rows': expected the rows that share pages of \d too"):
             cache.free(freed)
-    with pytest.raises(RuntimeError, match=r"argument '(high|low).page_table': expected a page of its own"):
+    with pytest.raises(ValueError, match=r"argument '(high|low).page_table': expected a page of its own"):
         tokcore.kv_retier(cache, 0, torch.rand(4, 2, 400), ratio=0.5)
     cache.free([2, 1])
     before = [tier.page_table.clone() for tier in (cache.layer(0).high, cache.layer(0).low) if tier is not None]

@@ -212,3 +212,9 @@ def resolve_filter_eps(require: Require, value: float | str | None, dtype: torch
         NotImplementedError,
     )
     return float(value) or None  # nothing is below 0: exact
+
+
+def value_error(op: str, error: RuntimeError) -> RuntimeError | ValueError:
+    """What an operator found wrong with the values of its arguments as a ValueError; any other error as it came."""
+    text = str(error).splitlines()[0] if str(error) else ""
+    return ValueError(text) if text.startswith(f"tokcore.{op}: argument") else error

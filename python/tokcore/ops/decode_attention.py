@@ -198,7 +198,4 @@ def call_operator(*operands: Any, **options: Any) -> tuple[Tensor, Tensor]:
     try:
         return torch.ops.tokcore.decode_attention(*operands, **options)  # type: ignore[no-any-return]
     except RuntimeError as error:
-        text = str(error).splitlines()[0]
-        if not text.startswith("tokcore.decode_attention: argument"):
-            raise
-        raise ValueError(text) from None
+        raise checks.value_error("decode_attention", error) from None

@@ -113,7 +113,4 @@ def call_append(cache: QuantizedKVCache, state: Layer, k: Tensor, v: Tensor, slo
     try:
         torch.ops.tokcore.kv_append(*arguments, *operands, **options, k_axis=cache.k_axis, rotate=cache.rotate)
     except RuntimeError as error:
-        text = str(error).splitlines()[0]
-        if not text.startswith("tokcore.kv_append: argument"):
-            raise
-        raise ValueError(text) from None
+        raise checks.value_error("kv_append", error) from None

@@ -146,7 +146,4 @@ def kv_compact(cache: QuantizedKVCache, verdict: Verdict, tree: TokenTree) -> No
             rotate=cache.rotate,
         )
     except RuntimeError as error:
-        text = str(error).splitlines()[0]
-        if not text.startswith("tokcore.kv_compact: argument"):
-            raise
-        raise ValueError(text) from None
+        raise checks.value_error("kv_compact", error) from None

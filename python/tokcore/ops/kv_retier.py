@@ -67,14 +67,27 @@ def pages_for_mass(state: Layer, scores: Tensor, mass: float, page_size: int, si
     return wanted
 
 
+def _check_room(require: checks.Require, wanted: Tensor, room: int) -> None:
+    """A mass that the high tier cannot hold would be missed."""
+    most = int(wanted.max()) if wanted.numel() else 0
+    row = int(wanted.argmax()) if wanted.numel() else 0
+    require(
+        most <= room,
+        "mass",
+        lambda: f"one that at most {room} pages hold (room of the high tier)",
+        lambda: f"one that needs {most} in sequence {row}",
+    )
+
+
 def kv_retier(
     cache: QuantizedKVCache, layer: int, scores: Tensor, ratio: float | None = None, mass: float | None = None
 ) -> Tensor:
     """Promotes and demotes tokens of one layer: the important ones lie in the high tier afterwards.
 
     Of every sequence and head, the tokens in pages are ranked by score (equal ones by position, NaN first). The first
-    ones fill pages of the high tier, as many as ``ratio`` or ``mass`` asks for, at most as many as the tier holds and
-    at least as many as the low tier cannot hold; the others go to the low tier. Every token keeps its position and
+    ones fill pages of the high tier, as many as ``ratio`` or ``mass`` asks for, and at least as many as the low tier
+    cannot hold; the others go to the low tier. A ``ratio`` beyond the room of the high tier fills it, which the result
+    tells; a ``mass`` that needs more raises, as it would not be reached. Every token keeps its position and
     none is dropped. A token that stays in its tier keeps its codes bit for bit where scales are by token; one that
     moves, and keys that share scales by channel, are quantized from what their codes stood for.
 
@@ -91,7 +104,8 @@ def kv_retier(
 
     Raises:
         TypeError: a wrong type or dtype. ValueError: a wrong shape or value, not exactly one of ``ratio`` and ``mass``,
-            or a cache without two tiers.
+            a cache without two tiers, a mass whose tokens the high tier has no room for, a page table or a list of
+            positions that is not as kv_append left it. Nothing is changed then.
 
     Reads and writes the layer's pages once. Bitwise repeatable whatever the thread count.
 
@@ -122,6 +136,7 @@ def kv_retier(
         checks._number(require, "mass", mass)
         require(0.0 < mass <= 1.0, "mass", lambda: "a value in (0, 1]", lambda: f"{mass}")
         wanted = pages_for_mass(state, scores, mass, cache.page_size, cache.sinks)
+        _check_room(require, wanted, high.page_table.size(1))
     else:
         checks._number(require, "ratio", ratio)
         assert ratio is not None
@@ -132,5 +147,8 @@ def kv_retier(
     wanted = torch.minimum(torch.maximum(wanted, least), most).to(torch.int32)
     dense = scores if scores.stride(-1) == 1 else scores.contiguous()
     operands = state.operands()
-    torch.ops.tokcore.kv_retier(dense, wanted, *operands, k_axis=cache.k_axis, rotate=cache.rotate)
+    try:
+        torch.ops.tokcore.kv_retier(dense, wanted, *operands, k_axis=cache.k_axis, rotate=cache.rotate)
+    except RuntimeError as error:
+        raise checks.value_error("kv_retier", error) from None
     return wanted * cache.page_size

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import tokcore
-from tokcore.testing.cases._decode_peers import SDPA, peers
+from tokcore.testing.cases._decode_peers import LLAMA_CPP, SDPA, peers
 from tokcore.testing.table import AnyGoal, Case, Goal, Inputs, ShareGoal, SizeGoal, Variant
 
 DECODE = "decode"  # an append too: it is compared with the decode that follows it
@@ -110,5 +110,6 @@ def bench_goals() -> tuple[AnyGoal, ...]:
     for L in (16384, 32768, 131072):
         goals += [Goal(name(L), DECODE, v, BF16, ratio) for v, ratio in ((INT8, 1.8), (INT4, 2.7), (MIXED, 3.0))]
     goals += [SizeGoal(name(32768), DECODE, v, SDPA, limit) for v, limit in ((INT8, 0.53), (INT4, 0.28), (MIXED, 0.23))]
+    goals += [Goal(name(32768), DECODE, v, LLAMA_CPP[kind], 1.0) for v, kind in ((INT8, "q8_0"), (INT4, "q4_0"))]
     goals.append(Goal(name(4096), DECODE, APPENDED, BF16, 20.0))
     return tuple(goals)

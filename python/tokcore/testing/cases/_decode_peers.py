@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokcore.testing.cases import _llama_cpp
 from tokcore.testing.table import Case, Inputs, Variant
 
 SDPA, DEQUANTIZE = "SDPA enable_gqa", "dequantize int8 + SDPA"
 FLEX = "flex_attention decoding (compiled)"
+LLAMA_CPP = {kind: f"llama.cpp flash attention {kind}" for kind in _llama_cpp.KINDS}
 QUANTIZED_CACHE = "transformers QuantizedCache int4 + SDPA"
 
 
@@ -110,5 +112,17 @@ def peers(
             flops=flops,
             bytes=half,
             backends=("cpu",),
+        ),
+        *(
+            Variant(
+                name,
+                "decode",
+                _llama_cpp.preparer(kind),
+                unavailable=lambda _: _llama_cpp.unavailable(),
+                flops=flops,
+                bytes=cache_bytes(1.0 if kind == "q8_0" else 0.5),
+                backends=("cpu",),
+            )
+            for kind, name in LLAMA_CPP.items()
         ),
     )
