@@ -5,6 +5,7 @@
 
 #include "tokcore/attention/tile_softmax.h"
 #include "tokcore/cpu/scratch.h"
+#include "tokcore/cpu/subnormals.h"
 
 namespace tokcore::cpu::TOKCORE_ISA {
 namespace {
@@ -86,6 +87,7 @@ class BlockScores {
         },
         [](int, auto&& run) {
           [[maybe_unused]] typename Engine::WorkerState state;
+          const SubnormalsAsZero subnormals;
           run();
         });
   }

@@ -4,6 +4,7 @@
 #include <new>
 
 #include "tokcore/attention/gradient_sweep.h"
+#include "tokcore/cpu/subnormals.h"
 
 namespace tokcore::cpu::TOKCORE_ISA {
 namespace {
@@ -114,6 +115,7 @@ class Sweep {
         [&](int64_t index, int worker) { run_item(first * owners_per_pair_, items_[index], *gradients_[worker]); },
         [](int, auto&& run) {
           [[maybe_unused]] typename Engine::WorkerState state;
+          const SubnormalsAsZero subnormals;
           run();
         });
   }
@@ -240,6 +242,7 @@ void fill_statistics(const BlockSparseAttentionBackwardParams& params, const Que
   };
   for_each_item(threads, shape.batch * shape.num_heads * tiles, work, [](int, auto&& run) {
     [[maybe_unused]] typename Engine::WorkerState state;
+    const SubnormalsAsZero subnormals;
     run();
   });
 }

@@ -4,6 +4,7 @@
 #include <new>
 
 #include "tokcore/attention/attention_pipeline.h"
+#include "tokcore/cpu/subnormals.h"
 
 namespace tokcore::cpu::TOKCORE_ISA {
 namespace {
@@ -95,6 +96,7 @@ class Forward {
         },
         [&](int worker, auto&& run) {
           [[maybe_unused]] typename Engine::WorkerState state;
+          const SubnormalsAsZero subnormals;
           run();
           pipelines_[worker]->drain();
         });
