@@ -147,7 +147,7 @@ def test_a_captured_model_calibrates(tmp_path: Path) -> None:
 
 def test_samples_in_memory_and_in_files_calibrate_alike(tmp_path: Path) -> None:
     q, k, v = torch.randn(2, 4, 128, 32), torch.randn(2, 2, 128, 32), torch.randn(2, 2, 128, 32)
-    sample = AttentionSample(3, 0, q.bfloat16(), k.bfloat16(), v.bfloat16(), 0.4)
+    sample = AttentionSample(3, "0", q.bfloat16(), k.bfloat16(), v.bfloat16(), 0.4)
     save_sample(tmp_path / "one.safetensors", sample)
     (stored,) = load_samples(tmp_path / "one.safetensors")
     assert (stored.step, stored.layer, stored.scale, stored.num_heads) == (3, "0", 0.4, 4)

@@ -4,5 +4,9 @@ from __future__ import annotations
 
 from tokcore.demo.act import Act
 from tokcore.demo.kv_cache.play import play as play_kv_cache
+from tokcore.demo.sparse_attention.play import play as play_sparse_attention
 
-ACTS: tuple[Act, ...] = (play_kv_cache,)
+ACTS: tuple[Act, ...] = (
+    play_sparse_attention,
+    play_kv_cache,
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-PACKAGES = ("tokenizers", "safetensors", "matplotlib", "rich", "numpy")
+PACKAGES = ("tokenizers", "safetensors", "matplotlib", "rich", "numpy", "skimage")
 
 
 def require_packages(packages: tuple[str, ...] = PACKAGES) -> None:

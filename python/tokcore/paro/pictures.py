@@ -19,6 +19,7 @@ from tokcore.paro.plan import CLASSES, ParoPlan
 from tokcore.paro.samples import Sample
 from tokcore.permutation import NAMES, permutation_indices
 
+WIDTH = 7.5  # inches of a row
 DECADES = 2.0  # the colours reach from 1/100 of the greatest weight to it
 
 
@@ -77,7 +78,7 @@ def _draw(pictures: Sequence[HeadPicture], theme: Theme, path: Path, title: str)
     colors = LinearSegmentedColormap.from_list("attention", [theme.page, color, theme.ink])
     kept = LinearSegmentedColormap.from_list("mask", [theme.grid, theme.accent])
     rows = len(pictures)
-    figure = Figure(figsize=(9.6, 3.35 * rows + (0.4 if title else 0.0)), dpi=110, facecolor=theme.page)
+    figure = Figure(figsize=(WIDTH, (WIDTH / 3 + 0.15) * rows + (0.4 if title else 0.0)), dpi=110, facecolor=theme.page)
     figure.set_layout_engine("constrained", h_pad=0.06, w_pad=0.06, hspace=0.02, wspace=0.02)
     FigureCanvasAgg(figure)
     if title:

@@ -58,7 +58,7 @@ class AttentionSample:
 
     Args:
         step: number of the denoising step, counted from 0.
-        layer: name of the attention layer; an int stands for its decimal digits.
+        layer: name of the attention layer.
         q: float32, bfloat16 or float16.
         k: dtype of ``q``; H a multiple of Hkv.
         v: as k; without it nothing is said about the output.
@@ -69,7 +69,7 @@ class AttentionSample:
     """
 
     step: int
-    layer: str | int
+    layer: str
     q: Tensor
     k: Tensor
     v: Tensor | None = None
@@ -78,8 +78,7 @@ class AttentionSample:
     def __post_init__(self) -> None:
         require = checks.wrapper_require("AttentionSample")
         checks.check_count(require, "step", self.step, 0, 2**31 - 1, "steps")
-        check_layer(require, str(self.layer))
-        object.__setattr__(self, "layer", str(self.layer))
+        check_layer(require, self.layer)
         checks.check_positive(require, "softmax_scale", self.softmax_scale, optional=True)
         tensors = {"q": self.q, "k": self.k} if self.v is None else {"q": self.q, "k": self.k, "v": self.v}
         for name, value in tensors.items():
@@ -115,9 +114,10 @@ class AttentionSample:
         return self.q[:, index : index + 1], self.k[:, shared : shared + 1], v
 
 
-def check_layer(require: checks.Require, layer: str) -> None:
+def check_layer(require: checks.Require, layer: object) -> None:
     """A layer's name: printable and not empty."""
-    require(layer.isprintable() and layer != "", "layer", lambda: "a printable name", lambda: repr(layer))
+    named = isinstance(layer, str) and layer.isprintable() and layer != ""
+    require(named, "layer", lambda: "a printable name", lambda: repr(layer))
 
 
 def check_shapes(require: checks.Require, shapes: Mapping[str, Sequence[int]]) -> None:
@@ -167,7 +167,7 @@ def save_sample(path: Path, sample: AttentionSample) -> Path:
         "format": FORMAT,
         "version": str(VERSION),
         "step": str(sample.step),
-        "layer": str(sample.layer),
+        "layer": sample.layer,
         "scale": repr(sample.scale),
     }
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, metadata)

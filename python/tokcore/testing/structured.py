@@ -24,7 +24,7 @@ CONTRAST = 6.0  # of the scores along an axis that a head looks along locally, i
 
 
 def axis_angles(grid: Sequence[int], text: Sequence[int], head_dim: int, base: float = 100.0) -> list[Tensor]:
-    """3-D RoPE: for each axis its angles [N, pairs], position times base^(-i/pairs); 0 for text.
+    """3-D RoPE: for each axis its angles [N, pairs], position times base^(-i/pairs) in float64; 0 for text.
 
     The D/2 pairs are shared out among the axes, the first ones taking what is left.
     """
@@ -80,7 +80,7 @@ def planted_attention(
     q, k, v = (torch.empty(batch, len(codes), num_tokens, head_dim, dtype=dtype) for _ in range(3))
     for head, code in enumerate(codes):
         reach = dict(zip(AXES[code], WIDTHS, strict=True))
-        amplitude = torch.cat([_amplitude(angles[axis], reach[axis], head_dim) for axis in range(3)])
+        amplitude = torch.cat([axis_amplitude(angles[axis].size(1), reach[axis], head_dim) for axis in range(3)])
         amplitude = torch.cat((amplitude, torch.zeros_like(amplitude))).float()
         field = torch.nn.functional.pad(1.0 + 0.05 * smooth_field(grid, 1, generator), (0, 0, text[0], text[1]))
         for tensor in (q, k):
@@ -91,9 +91,11 @@ def planted_attention(
     return q, k, v
 
 
-def _amplitude(angles: Tensor, width: float, head_dim: int) -> Tensor:
-    """[pairs]: equal on the waves no shorter than the width; their scores differ by CONTRAST between near and far."""
-    pairs = angles.size(1)
+def axis_amplitude(pairs: int, width: float, head_dim: int) -> Tensor:
+    """[pairs] fp32 amplitudes of q and k along an axis: equal on the waves no shorter than ``width``, else 0.
+
+    At a scale of 1/sqrt(head_dim) the scores of near and far then differ by :data:`CONTRAST`.
+    """
     if not math.isfinite(width):
         return torch.zeros(pairs)
     frequency = 100.0 ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
