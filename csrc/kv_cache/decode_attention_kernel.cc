@@ -83,6 +83,8 @@ class Decode {
   }
 
  private:
+  static constexpr int64_t kMostRows = max(NumberEngine<T>::kRows, CodeEngine<T>::kRows);  // at a time
+
   // One worker's memory. Rows are those of the current task: of its sequences in turn, their queries, the heads of a
   // group.
   struct Worker {
@@ -93,7 +95,7 @@ class Decode {
           out(arena.take<float>(padded_rows * cache.head_dim)),
           states(arena.take<RowSoftmax>(padded_rows)),
           members(arena.take<int64_t>(padded_rows)),
-          scores(arena.take<float>(16 * kScoreStride)),
+          scores(arena.take<float>(kMostRows * kScoreStride)),
           places(arena.take<int32_t>(kBlockTokens)),
           masked(arena.take<int32_t>(kBlockTokens / kGroupTokens)),
           blocks(arena.take<Block>(2)) {}
@@ -103,7 +105,7 @@ class Decode {
     float* out;          // [padded_rows, D] of the current task, in the engine's order of channels
     RowSoftmax* states;  // [padded_rows]
     int64_t* members;    // [num_members] the sequences that the queries belong to
-    float* scores;       // [16, kScoreStride]
+    float* scores;       // [kMostRows, kScoreStride]
     int32_t* places;     // [kBlockTokens] of the columns of masked segments, -1: none
     int32_t* masked;     // [num_masked] segments that some query does not see whole
     Block* blocks;       // [2]
@@ -228,25 +230,27 @@ class Decode {
     const Sight sight = tasks_.sight_of(split.sequence);
     worker.num_masked = 0;
     if (task.num_members == 1) list_masked(worker, split, block, sight);
-    BlockPrefetcher prefetch(next);
     if (is_coded(split)) {
-      attend_rows(worker, worker.codes, block, sight, prefetch);
+      attend_rows(worker, worker.codes, block, sight, next);
     } else {
-      attend_rows(worker, worker.numbers, block, sight, prefetch);
+      attend_rows(worker, worker.numbers, block, sight, next);
     }
   }
 
   template <class Engine>
-  void attend_rows(Worker& worker, Engine& engine, const Block& block, const Sight& sight, BlockPrefetcher& prefetch) {
+  void attend_rows(Worker& worker, Engine& engine, const Block& block, const Sight& sight, const Block* next) {
+    BlockPrefetcher prefetch(next, ceil_div(worker.num_rows, Engine::kRows));
+    engine.open_values(block, worker.num_rows);
     for (int64_t first = 0; first < worker.num_rows; first += Engine::kRows) {
       const int64_t rows = min(worker.num_rows - first, Engine::kRows);
+      prefetch.begin_chunk(first / Engine::kRows);
       engine.score(block, first, rows, worker.scores, prefetch);
       float shrink[Engine::kRows];
       for (int64_t row = 0; row < rows; ++row) {
         float* scores = worker.scores + row * kScoreStride;
         if (p_.softcap > 0.0f) cap(scores, block.columns());
         if (worker.num_masked > 0) mask(worker, block, scores, sight, (first + row) / group_size_);
-        shrink[row] = worker.states[first + row].take(scores, block.columns());
+        shrink[row] = engine.weigh(worker.states[first + row], row, rows, scores, block.columns());
         prefetch.after_softmax(row + 1, rows);
       }
       engine.accumulate(block, rows, worker.scores, shrink, worker.out + first * D_, prefetch);

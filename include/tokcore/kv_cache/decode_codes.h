@@ -55,6 +55,11 @@ class CodeAttention {
     read_pending(first_row, num_rows);
   }
 
+  void open_values(const Block&, int64_t) {}
+  float weigh(RowSoftmax& state, int64_t, int64_t, float* scores, int64_t columns) const {
+    return state.take(scores, columns);
+  }
+
   // out [kRows, D] = out * shrink + weights * values.
   template <class Step>
   void accumulate(const Block& block, int64_t num_rows, const float* weights, const float* shrink, float* out,

@@ -9,11 +9,13 @@ namespace tokcore::cpu::TOKCORE_ISA {
 
 class BlockPrefetcher {
  public:
-  // `next` may be null.
-  explicit BlockPrefetcher(const Block* next) : next_(next) {
+  // `next` may be null. The current block is worked on in `chunks` rounds of rows.
+  BlockPrefetcher(const Block* next, int64_t chunks) : next_(next), chunks_(chunks) {
     if (next == nullptr) return;
     for (int64_t i = 0; i < next->num_segments; ++i) total_ += lines_of(2 * i) + lines_of(2 * i + 1);
   }
+
+  void begin_chunk(int64_t chunk) { chunk_ = chunk; }
 
   // `done` of `total` portions of the current keys or values are worked on.
   void operator()(PageKind kind, int64_t done, int64_t total) {
@@ -38,8 +40,9 @@ class BlockPrefetcher {
   }
 
   void advance(int64_t start, int64_t share, int64_t done, int64_t total) {
-    if (next_ == nullptr) return;
-    const int64_t wanted = total_ * (start * total + share * done) / (kHundred * total);
+    if (issued_ == total_) return;
+    const int64_t wanted =
+        total_ * (chunk_ * kHundred * total + start * total + share * done) / (chunks_ * kHundred * total);
     while (issued_ < wanted) {
       const int64_t lines = lines_of(piece_);
       const int64_t count = min(lines - line_, wanted - issued_);
@@ -55,6 +58,7 @@ class BlockPrefetcher {
   }
 
   const Block* next_;
+  int64_t chunks_, chunk_ = 0;
   int64_t total_ = 0, issued_ = 0, piece_ = 0, line_ = 0;
 };
 
