@@ -36,6 +36,7 @@ class Variant:
     prepare: Callable[[Case, Inputs], Callable[[], Any]]  # returns the closure to time
     peer: bool = True
     unavailable: Callable[[Case], str | None] = lambda _: None  # a reason why it cannot run here, or None
+    applies: Callable[[Case], bool] = lambda _: True  # cases that it is meant for; it is left out of the others
     slow: bool = False  # timed with few repetitions
     flops: Callable[[Case], float] | None = None
     bytes: Callable[[Case], float] | None = None

@@ -149,13 +149,13 @@ def _run(
     command: list[str],
 ) -> list[CaseResult]:
     results = []
-    with Steps(out, sum(len(plan.cases) * len(plan.selected) for plan in plans)) as steps:
-        for plan, case, measure in _steps(plans):
+    with Steps(out, len(list(_steps(plans)))) as steps:
+        for plan, case, measure, variants in _steps(plans):
             title = f"{case.name} {measure} on {plan.backend.name}"
             steps.begin(title)
             on_phase = partial(_show_phase, steps, title)
             here, rates = replace(settings, backend=plan.backend), peaks[plan.backend.name]
-            result = run_case(table, case, measure, plan.selected[measure], here, rates, steps.within, on_phase)
+            result = run_case(table, case, measure, variants, here, rates, steps.within, on_phase)
             reproduce = environment.reproduction([*command, "--measure", measure, "--case", case.name])
             print_case(out, table.op, result, settings.memory, reproduce)
             results.append(result)
@@ -163,11 +163,13 @@ def _run(
     return results
 
 
-def _steps(plans: list[Plan]) -> Iterator[tuple[Plan, Case, str]]:
+def _steps(plans: list[Plan]) -> Iterator[tuple[Plan, Case, str, list[Variant]]]:
     for plan in plans:
         for case in plan.cases:
-            for measure in plan.selected:
-                yield plan, case, measure
+            for measure, selected in plan.selected.items():
+                variants = [variant for variant in selected if variant.applies(case)]
+                if variants:
+                    yield plan, case, measure, variants
 
 
 def _show_phase(steps: Steps, title: str, phase: str) -> None:

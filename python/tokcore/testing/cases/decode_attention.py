@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,15 @@ from tokcore.reference.kv_cache import read_sequence
 from tokcore.testing.cases._decode_bench import bench_cases, bench_goals, bench_variants
 from tokcore.testing.cases._decode_peers import sdpa
 from tokcore.testing.cases._kv_cache import fill, keys_and_values, make_cache, plans
+from tokcore.testing.cases._tree_bench import (
+    add_bench_inputs,
+    is_shared,
+    is_tree,
+    masked_sdpa,
+    tree_cases,
+    tree_goals,
+    tree_variants,
+)
 from tokcore.testing.cases._trees import random_parents
 from tokcore.testing.table import Case, Inputs, OpTable, Outputs
 
@@ -53,7 +63,12 @@ def make_inputs(case: Case, device: str, seed: int) -> Inputs:
             tokens = torch.zeros(parents.shape, dtype=torch.int64)
             options["tree"] = tokcore.TokenTree(parents.to(device), tokens.to(device), counts.to(device))
         return {"q": inputs["q"], "cache": cache, "options": options}
+    add_bench_inputs(case, inputs, seed)
     return inputs
+
+
+def _is_plain(case: Case) -> bool:
+    return not (is_tree(case) or is_shared(case))
 
 
 def run(inputs: Inputs) -> Outputs:
@@ -64,6 +79,8 @@ def run(inputs: Inputs) -> Outputs:
 
 def reference(inputs: Inputs) -> Outputs:
     """fp64 over the dequantized cache; of a bench case, over the keys and values themselves."""
+    if "tree" in inputs:
+        return {"out": masked_sdpa(inputs, torch.float64)}
     if "cache" not in inputs:
         k, v = inputs["k"].double().transpose(1, 2), inputs["v"].double().transpose(1, 2)
         return {"out": sdpa(inputs["q"].double(), k, v)}
@@ -102,13 +119,14 @@ TABLE = OpTable(
             for name, parameters in [plan for plan in plans(TREES) if "tree" in plan[1]][::3]
         ),
         *bench_cases(),
+        *tree_cases(),
     ),
     make_inputs=make_inputs,
     run=run,
     reference=reference,
     composition=composition,
-    variants=bench_variants(),
-    goals=bench_goals(),
+    variants=(*(replace(variant, applies=_is_plain) for variant in bench_variants()), *tree_variants()),
+    goals=(*bench_goals(), *tree_goals()),
     support={
         option: {"cpu": "yes", "cuda": "no: no CUDA kernel yet"}
         for option in (
