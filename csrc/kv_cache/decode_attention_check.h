@@ -73,4 +73,34 @@ inline void check_decode(const Checker& check, const Tensor& q, const CacheCheck
   check.unit_last_stride(q, "q");
 }
 
+struct DecodeTensors {
+  Tensor out, lse;
+};
+inline DecodeTensors allocate_decode(const Tensor& q, bool return_lse) {
+  const int64_t B = q.size(0), M = q.size(1), H = q.size(2);
+  const std::vector<int64_t> lse_shape = return_lse ? std::vector<int64_t>{B, H, M} : std::vector<int64_t>{0};
+  return {core::empty_like_on(q, {B, M, H, q.size(3)}, q.scalar_type()),
+          core::empty_like_on(q, lse_shape, ScalarType::Float)};
+}
+
+inline DecodeAttentionParams decode_params(const Tensor& q, const CacheChecker& cache, const DecodeTrees& trees,
+                                           double scale, std::optional<double> softcap, std::optional<int64_t> window,
+                                           const DecodeTensors& made) {
+  DecodeAttentionParams params = {};
+  params.cache = cache.params();
+  params.q = q.const_data_ptr();
+  params.stride_q_sequence = q.stride(0);
+  params.stride_q_query = q.stride(1);
+  params.stride_q_head = q.stride(2);
+  params.num_queries = q.size(1);
+  params.num_q_heads = q.size(2);
+  params.scale = static_cast<float>(scale);
+  params.softcap = softcap.has_value() ? static_cast<float>(*softcap) : 0.0f;
+  params.window = window.value_or(0);
+  params.trees = trees;
+  params.out = made.out.mutable_data_ptr();
+  params.lse = made.lse.numel() > 0 ? core::mutable_data_of<float>(made.lse) : nullptr;
+  return params;
+}
+
 }  // namespace tokcore::kv_cache

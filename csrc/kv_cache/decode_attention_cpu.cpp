@@ -23,28 +23,12 @@ std::tuple<Tensor, Tensor> decode_attention(const Tensor& q, const Tensor& lengt
   cache.check_values();
   check_tree_counts(check, trees, cache.params(), q.size(1));
 
-  const int64_t B = q.size(0), M = q.size(1), H = q.size(2), D = q.size(3);
-  const Tensor out = core::empty_like_on(q, {B, M, H, D}, q.scalar_type());
-  const Tensor lse =
-      core::empty_like_on(q, return_lse ? std::vector<int64_t>{B, H, M} : std::vector<int64_t>{0}, ScalarType::Float);
-  if (out.numel() > 0) {
-    DecodeAttentionParams params = {};
-    params.cache = cache.params();
-    params.q = q.const_data_ptr();
-    params.stride_q_sequence = q.stride(0);
-    params.stride_q_query = q.stride(1);
-    params.stride_q_head = q.stride(2);
-    params.num_queries = M;
-    params.num_q_heads = H;
-    params.scale = static_cast<float>(scale);
-    params.softcap = softcap.has_value() ? static_cast<float>(*softcap) : 0.0f;
-    params.window = window.value_or(0);
-    params.trees = trees;
-    params.out = out.mutable_data_ptr();
-    params.lse = return_lse ? core::mutable_data_of<float>(lse) : nullptr;
+  const DecodeTensors made = allocate_decode(q, return_lse);
+  if (made.out.numel() > 0) {
+    const DecodeAttentionParams params = decode_params(q, cache, trees, scale, softcap, window, made);
     run_decode_attention_cpu(params, core::torch_threads());
   }
-  return {out, lse};
+  return {made.out, made.lse};
 }
 
 }  // namespace

@@ -268,10 +268,108 @@ def kv_append(
     arrays.finish()
 
 
+def decode_attention(
+    q: Tensor,
+    lengths: Tensor,
+    window_starts: Tensor,
+    recent: Sequence[Tensor],
+    high: Sequence[Tensor],
+    low: Sequence[Tensor],
+    k_channel_scale: Tensor | None = None,
+    v_channel_scale: Tensor | None = None,
+    tree_ancestors: Tensor | None = None,
+    tree_depths: Tensor | None = None,
+    tree_counts: Tensor | None = None,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    window: int | None = None,
+    k_axis: str = "token",
+    rotate: bool = False,
+    return_lse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """``tokcore::decode_attention``."""
+    B, M, H, D = q.shape
+    arrays = Arrays()
+    out, out_at = arrays.take((B, M, H, D), q.dtype, "out")
+    lse, lse_at = arrays.take((B, H, M) if return_lse else (0,), torch.float32, "lse")
+    if out.numel() > 0:
+        tensors = (lengths, window_starts, recent, high, low, k_channel_scale, v_channel_scale)
+        fields: dict[str, Any] = {
+            "cache": cache_fields(arrays, *tensors, k_axis, rotate),
+            "q": arrays.rows(q, "q"),
+            "stride_q_sequence": q.stride(0),
+            "stride_q_query": q.stride(1),
+            "stride_q_head": q.stride(2),
+            "num_queries": M,
+            "num_q_heads": H,
+            "scale": scale,
+            "softcap": softcap or 0.0,
+            "window": window or 0,
+            "out": out_at,
+        }
+        trees = {"tree_ancestors": tree_ancestors, "tree_depths": tree_depths, "tree_counts": tree_counts}
+        fields |= {name: arrays.give(value, name) for name, value in trees.items() if value is not None}
+        if tree_ancestors is not None:
+            fields["tree_words"] = tree_ancestors.size(2)
+        params = simt.DecodeAttention({**fields, "lse": lse_at} if return_lse else fields)
+        simt.run(params, arrays.workspace(simt.workspace(params)))
+    return out.clone(), lse.clone()
+
+
+def kv_saliency(
+    q_probe: Tensor,
+    k: Tensor,
+    probe_positions: Tensor,
+    lse: Tensor | None = None,
+    *,
+    scale: float,
+    reduce: str = "normalized_sum",
+    decay: float = 1.0,
+    temperature: float = 1.0,
+    gumbel_seed: int | None = None,
+) -> Tensor:
+    """``tokcore::kv_saliency``."""
+    B, T, H, D = q_probe.shape
+    N, Hkv = k.size(1), k.size(2)
+    arrays = Arrays()
+    scores, scores_at = arrays.take((B, Hkv, N), torch.float32, "scores")
+    if scores.numel() == 0 or T == 0:
+        return torch.zeros(B, Hkv, N)
+    fields: dict[str, Any] = {
+        "dtype": dtype_name(q_probe.dtype),
+        "reduce": reduce,
+        "q": arrays.rows(q_probe, "q_probe"),
+        "k": arrays.rows(k, "k"),
+        "positions": arrays.give(probe_positions, "probe_positions"),
+        "num_sequences": B,
+        "num_probes": T,
+        "num_q_heads": H,
+        "num_heads": Hkv,
+        "num_tokens": N,
+        "head_dim": D,
+        "scale": scale,
+        "temperature": temperature,
+        "adds_noise": gumbel_seed is not None,
+        "seed": gumbel_seed or 0,
+        "decay": decay,
+        "scores": scores_at,
+    }
+    for name, value, dims in (("q", q_probe, ("sequence", "probe", "head")), ("k", k, ("sequence", "token", "head"))):
+        fields |= {f"stride_{name}_{dim}": value.stride(i) for i, dim in enumerate(dims)}
+    if lse is not None:
+        fields["lse"] = arrays.give(lse, "lse")
+    params = simt.KvSaliency(fields)
+    simt.run(params, arrays.workspace(simt.workspace(params)))
+    return scores.clone()
+
+
 OPERATORS: dict[str, Callable[..., Any]] = {
     "kv_quantize": kv_quantize,
     "kv_dequantize": kv_dequantize,
     "kv_append": kv_append,
+    "decode_attention": decode_attention,
+    "kv_saliency": kv_saliency,
 }
 
 

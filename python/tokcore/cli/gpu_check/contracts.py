@@ -38,7 +38,7 @@ def same_bits(first: Outputs, second: Outputs) -> str | None:
 
 
 def overwrite(inputs: Inputs, values: Inputs) -> None:
-    """Writes the tensors of ``values``, those of caches too, into those of ``inputs``, in place."""
+    """Writes the tensors of ``values``, those of caches and trees too, into those of ``inputs``, in place."""
     with torch.no_grad():
         for name, value in values.items():
             if isinstance(value, dict):
@@ -47,6 +47,8 @@ def overwrite(inputs: Inputs, values: Inputs) -> None:
                 for layer in range(value.layers):
                     for target, source in zip(_held(inputs[name], layer), _held(value, layer), strict=True):
                         target.copy_(source)
+            elif isinstance(value, tokcore.TokenTree):
+                overwrite(vars(inputs[name]), vars(value))
             elif isinstance(value, torch.Tensor):
                 inputs[name].copy_(value)
 

@@ -133,7 +133,7 @@ TABLE = OpTable(
     variants=(*(replace(variant, applies=_is_plain) for variant in bench_variants()), *tree_variants()),
     goals=(*bench_goals(), *tree_goals()),
     support={
-        option: {"cpu": "yes", "cuda": "no: no CUDA kernel yet"}
+        option: {"cpu": "yes", "cuda": "yes"}
         for option in (
             "float32, bfloat16, float16",
             "codes of 8, 4 and 2 bits, keys and values each",
@@ -149,11 +149,14 @@ TABLE = OpTable(
             "window",
             "return_lse",
             "tree",
-            "page tables that share their first pages, read once",
         )
     }
     | {
-        "int8 products from codes": {"cpu": "AMX, bfloat16 and float16; fp32 arithmetic elsewhere", "cuda": "no"},
+        "page tables that share their first pages": {"cpu": "read once", "cuda": "read by every sequence"},
+        "products from codes": {
+            "cpu": "int8: AMX, bfloat16 and float16; fp32 arithmetic elsewhere",
+            "cuda": "fp16: bfloat16 and float16; fp32 arithmetic for float32",
+        },
         "codes for keys but numbers for values": {"cpu": "no: codes for both or none", "cuda": "no"},
         "gradients": {"cpu": "no", "cuda": "no"},
     },

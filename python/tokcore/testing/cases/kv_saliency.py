@@ -115,7 +115,7 @@ TABLE = OpTable(
     variants=(_variant("attention matrix", _eager, True), _variant("tokcore", run, False)),
     goals=(Goal(_MAIN, "forward", "tokcore", "attention matrix", 2.0),),
     support={
-        option: {"cpu": "yes", "cuda": "no: no CUDA kernel yet"}
+        option: {"cpu": "yes", "cuda": "yes"}
         for option in (
             "float32, bfloat16, float16",
             "reduce",

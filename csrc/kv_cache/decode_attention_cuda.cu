@@ -1,0 +1,1 @@
+#include "kv_cache/decode_attention_cuda.cuh"
