@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 
-from tokcore import masks, nn, paro
+from tokcore import masks, nn, paro, speculative
 from tokcore.block_mask import BlockMask
 from tokcore.kv_presets import KV_PRESETS, KVPreset, kv_balancer, kv_channel_scale
 from tokcore.ops.attention_block_scores import attention_block_scores
@@ -63,6 +63,7 @@ __all__ = [
     "paro_attention",
     "paro_prepare",
     "sample",
+    "speculative",
     "verify_tree_greedy",
     "verify_tree_sample",
 ]

@@ -43,6 +43,7 @@ def test_public_names() -> None:
         "ParoPlan",
         "Quantized",
         "QuantizedKVCache",
+        "Sampled",
         "TokenTree",
         "Verdict",
         "__version__",
@@ -64,6 +65,10 @@ def test_public_names() -> None:
         "paro",
         "paro_attention",
         "paro_prepare",
+        "sample",
+        "speculative",
+        "verify_tree_greedy",
+        "verify_tree_sample",
     ]
     assert all(hasattr(tokcore, name) for name in tokcore.__all__)
 

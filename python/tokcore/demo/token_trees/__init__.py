@@ -1,0 +1,1 @@
+"""The demo's act on token trees: the trained model writes code, drafted and verified."""
