@@ -93,6 +93,20 @@ def test_alpha_weighs_the_scores() -> None:
     assert scoring.OrderScores(torch.ones(6), torch.ones(6)).best(0.5) == 0
 
 
+def test_ranked_by_recall_the_order_holds_most() -> None:
+    q, k, _ = planted_attention((4, 1), CUBE, dtype=torch.bfloat16, seed=12)
+    items = [AttentionSample(0, "a", q, k), AttentionSample(1, "a", 0.5 * q, k)]
+    plan = calibrate_paro(items, CUBE, density=0.2, rank="recall", share_from=0.0)
+    nothing = scoring.text_blocks(1728, (0, 0), (64, 64))
+    for head, code in enumerate(plan.permutation(0, "a").tolist()):
+        held = []
+        for item in items:
+            heads = item.head(head)[:2]
+            masses = [scoring.block_mass(*heads, item.scale, permutation_indices(c, CUBE), (64, 64)) for c in range(6)]
+            held.append([scoring.recall(m, scoring.choose_blocks(m, 0.2, nothing), 1728, (64, 64)) for m in masses])
+        assert torch.tensor(held).mean(0).argmax() == code == (4, 1)[head]
+
+
 def test_heads_that_share_a_key_head_share_their_order() -> None:
     q, k, _ = planted_attention((3, 3, 5, 1), CUBE, dtype=torch.bfloat16, seed=10)
     apart = calibrate_paro([AttentionSample(0, "a", q, k)], CUBE, density=0.3)
@@ -231,6 +245,7 @@ def test_a_plan_feeds_the_attention() -> None:
         ({"density": 1.5}, ValueError, "argument 'density': expected a value in (0, 1], got 1.5"),
         ({"alpha": -0.1}, ValueError, "argument 'alpha': expected a value in [0, 1], got -0.1"),
         ({"alpha": "half"}, TypeError, "argument 'alpha': expected a number, got str"),
+        ({"rank": "best"}, ValueError, "argument 'rank': expected 'scores' or 'recall', got 'best'"),
         ({"min_recall": 2}, ValueError, "argument 'min_recall': expected a value in [0, 1], got 2"),
         ({"threshold": 1.0}, ValueError, "argument 'threshold': expected a value in (0, 1), got 1.0"),
         ({"share_from": 1.1}, ValueError, "argument 'share_from': expected a value in [0, 1], got 1.1"),

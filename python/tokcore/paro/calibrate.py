@@ -58,6 +58,7 @@ class _Options:
     alpha: float
     threshold: float
     min_recall: float
+    rank: str
 
 
 def calibrate_paro(
@@ -67,6 +68,7 @@ def calibrate_paro(
     density: float = 0.3,
     *,
     alpha: float = 0.5,
+    rank: str = "scores",
     block: tuple[int, int] = (64, 64),
     threshold: float = 1e-3,
     share_from: float = 0.5,
@@ -89,6 +91,8 @@ def calibrate_paro(
         text: tokens before and after the grid; N = text[0] + F·H·W + text[1].
         density: share of blocks to keep, in (0, 1].
         alpha: weight of the sparse score, in [0, 1].
+        rank: what orders are chosen by: ``"scores"``, as above, or ``"recall"``, the share of attention that a mask of
+            ``density`` holds in each (the mean over the samples, each with a mask of its own).
         block: (bm, bn).
         threshold: what counts as a small weight, in (0, 1).
         share_from: the sampled steps from this share on form one group, the earlier ones one each; in [0, 1].
@@ -106,11 +110,11 @@ def calibrate_paro(
 
     One head of one sample is held at a time, six orders one after the other: beyond it, memory grows with
     N·D + (N/bm)·(N/bn) and with the masks, never with N². A head takes 6·3 + 1 passes over the attention matrix of
-    2·N²·D FLOPs, and two attentions more with v. Repeatable bit for bit whatever the thread count.
+    2·N²·D FLOPs, 6 more by recall, and three attentions with v. Repeatable bit for bit whatever the thread count.
     Source: PAROAttention (arXiv 2506.16054), which leaves α open.
     """
     require = checks.wrapper_require("calibrate_paro")
-    options = _checked(require, grid, text, density, alpha, block, threshold, min_recall)
+    options = _checked(require, grid, text, density, alpha, rank, block, threshold, min_recall)
     checks._number(require, "share_from", share_from)
     require(0.0 <= share_from <= 1.0, "share_from", lambda: "a value in [0, 1]", lambda: f"{share_from}")
     checks.check_interval(require, "empty_below", empty_below, 1.0)
@@ -154,6 +158,7 @@ def _checked(
     text: Sequence[int],
     density: float,
     alpha: float,
+    rank: str,
     block: tuple[int, int],
     threshold: float,
     min_recall: float,
@@ -164,11 +169,12 @@ def _checked(
     for name, value in {"alpha": alpha, "min_recall": min_recall}.items():
         checks._number(require, name, value)
         require(0.0 <= value <= 1.0, name, lambda: "a value in [0, 1]", lambda value=value: f"{value}")  # type: ignore[misc]
+    checks.check_choice(require, "rank", rank, scores.RANKS)
     check_block(require, block)
     checks.check_positive(require, "threshold", threshold, optional=False)
     require(threshold < 1.0, "threshold", lambda: "a value in (0, 1)", lambda: f"{threshold}")
     F, H, W = grid
-    return _Options((F, H, W), (text[0], text[1]), (block[0], block[1]), density, alpha, threshold, min_recall)
+    return _Options((F, H, W), (text[0], text[1]), (block[0], block[1]), density, alpha, threshold, min_recall, rank)
 
 
 def _check_samples(require: checks.Require, samples: Sequence[Sample], num_tokens: int) -> tuple[int, int]:
@@ -204,9 +210,11 @@ def _order_scores(
         for name, value in {"q": q, "k": k, "v": v}.items():
             if value is not None:
                 check_finite(require, name, value, f"step {sample.step}, layer {sample.layer}, head {head}")
-        found.append(
-            scores.order_scores(q, k, sample.scale, options.grid, options.text, options.block, options.threshold)
-        )
+        tensors = (q, k, sample.scale, options.grid, options.text, options.block)
+        order = scores.order_scores(*tensors, options.threshold)
+        if options.rank == "recall":
+            order = replace(order, recall=scores.order_recall(*tensors, options.density))
+        found.append(order)
     return scores.mean_scores(found)
 
 

@@ -12,6 +12,8 @@ from tokcore import masks
 from tokcore.ops.attention_block_scores import attention_block_scores
 from tokcore.permutation import AXES, permutation_indices
 
+RANKS = ("scores", "recall")
+
 SPARSE_SHARE = 0.9  # of a block's entries that are small, for the block to count as sparse
 
 
@@ -21,20 +23,42 @@ class OrderScores:
 
     sparse: Tensor  # share of blocks in which nearly all weights are below the threshold: more is better
     quantization: Tensor  # mean over blocks of the greatest weight over the mean one: less is better
+    recall: Tensor | None = None  # what a mask of the wanted density would hold, where orders are ranked by it
 
     def loss(self, alpha: float) -> Tensor:
         """α·(1 − norm(sparse)) + (1 − α)·norm(quantization), [6]; norm maps the six values onto [0, 1]."""
         return alpha * (1 - _normalized(self.sparse)) + (1 - alpha) * _normalized(self.quantization)
 
     def best(self, alpha: float) -> int:
-        """The code of least loss, the lowest among equals."""
-        return int(self.loss(alpha).argmin())
+        """The code of the greatest recall if there is one, else of the least loss; the lowest among equals."""
+        return int(self.loss(alpha).argmin() if self.recall is None else self.recall.argmax())
 
 
 def mean_scores(found: Sequence[OrderScores]) -> OrderScores:
     """Of several samples or heads."""
-    sparse, quantization = ([getattr(one, name) for one in found] for name in ("sparse", "quantization"))
-    return OrderScores(torch.stack(sparse).mean(0), torch.stack(quantization).mean(0))
+    sparse, quantization = (
+        torch.stack([getattr(one, name) for one in found]).mean(0) for name in ("sparse", "quantization")
+    )
+    held = [one.recall for one in found if one.recall is not None]
+    return OrderScores(sparse, quantization, torch.stack(held).mean(0) if held else None)
+
+
+def order_recall(
+    q: Tensor,
+    k: Tensor,
+    scale: float,
+    grid: Sequence[int],
+    text: Sequence[int],
+    block: tuple[int, int],
+    density: float,
+) -> Tensor:
+    """[6]: of the attention of q and k [B, 1, N, D], the share that a mask of the density holds in every order."""
+    forced = text_blocks(q.size(2), text, block)
+    held = []
+    for code in range(len(AXES)):
+        mass = block_mass(q, k, scale, permutation_indices(code, grid, text, q.device), block).cpu()
+        held.append(recall(mass, choose_blocks(mass, density, forced), q.size(2), block))
+    return torch.tensor(held, dtype=torch.float64)
 
 
 def reorder(x: Tensor, indices: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ def calibrate(
     text: Annotated[str, typer.Option(help="Text tokens before and after the video.")] = "0,0",
     density: Annotated[float, typer.Option(help="Share of blocks to keep.")] = 0.3,
     alpha: Annotated[float, typer.Option(help="Weight of the sparse score against the quantization score.")] = 0.5,
+    rank: Annotated[str, typer.Option(help="Choose orders by 'scores' or by 'recall'.")] = "scores",
     block: Annotated[str, typer.Option(help="Block size: queries,keys.")] = "64,64",
     min_recall: Annotated[float, typer.Option(help="Heads that would keep less of their attention are dense.")] = 0.0,
     share_from: Annotated[float, typer.Option(help="Share of the steps after which steps share their masks.")] = 0.5,
@@ -40,7 +41,7 @@ def calibrate(
     start = time.perf_counter()
     try:
         found = load_samples(samples)
-        plan = _calibrate(found, sizes, ends, density, alpha, edges, share_from, min_recall)
+        plan = _calibrate(found, sizes, ends, density, alpha, rank, edges, share_from, min_recall)
         plan.save(out)
     except (ImportError, OSError, TypeError, ValueError) as error:
         arguments.fail(str(error).removeprefix("tokcore."))
@@ -64,6 +65,7 @@ def _calibrate(
     text: tuple[int, ...],
     density: float,
     alpha: float,
+    rank: str,
     block: tuple[int, ...],
     share_from: float,
     min_recall: float,
@@ -79,7 +81,7 @@ def _calibrate(
             bar.end()
 
         return calibrate_paro(
-            found, grid, text, density, alpha=alpha, block=(block[0], block[1]), share_from=share_from,
+            found, grid, text, density, alpha=alpha, rank=rank, block=(block[0], block[1]), share_from=share_from,
             min_recall=min_recall, progress=advance,
         )  # fmt: skip
 

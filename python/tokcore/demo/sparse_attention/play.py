@@ -26,7 +26,7 @@ BLOCK = (64, 64)
 class SparseAttentionSettings:
     """Sizes of the act."""
 
-    grid: tuple[int, int, int] = (16, 24, 32)
+    grid: tuple[int, int, int] = (16, 20, 28)
     patch: int = 8
     sigma: float = 0.15  # of the noise; pixels are in [0, 1]
     softness: float = 12.0  # of the comparison of patches
@@ -53,7 +53,7 @@ def play(context: ActContext, settings: SparseAttentionSettings | None = None) -
     )
     sample = AttentionSample(0, LAYER, features.rotated_q, features.rotated_k, features.v)
     with progress.stage("calibration", NUM_HEADS) as stage:
-        plan = calibrate_paro([sample], grid, density=settings.density, progress=stage.advance)
+        plan = calibrate_paro([sample], grid, density=settings.density, rank="recall", progress=stage.advance)
     progress.say("attention of the video: dense, sparse, sparse in 8 and 4 bits ...")
     variants = measure(features, plan, LAYER, clean, settings.patch, settings.seconds, settings.rounds)
     text = encode_stream(context.tokenizer, [context.corpus.held_out.text])[: settings.text_tokens + 1]
