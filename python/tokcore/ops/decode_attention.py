@@ -141,9 +141,9 @@ def decode_attention(
     4·B·M·H·N·D FLOPs for N cached tokens; every page, scale and row of the window is read once and nothing is
     dequantized in memory: with AMX, integer products take codes as they are (queries and weights rounded to 16 bits);
     float32 queries, and other instruction sets, compute in fp32. On CUDA products are of fp16, beside codes that are
-    exact in it. Where page tables of several sequences begin with the
-    same pages (:meth:`QuantizedKVCache.fork`), the CPU reads these once for all of them, unless there is a window; no bit
-    of the results depends on it. Bitwise repeatable whatever the thread count.
+    exact in it. Where page tables of several sequences begin with the same pages (:meth:`QuantizedKVCache.fork`), the
+    CPU reads these once for all of them, unless there is a window; no bit of the results depends on it. Bitwise
+    repeatable whatever the thread count.
 
     Sources: MiKV (arXiv 2402.18096), ZipCache (2405.14256); split and merge as in FlashDecoding; SpecInfer (2305.09781)
     for tree attention.
