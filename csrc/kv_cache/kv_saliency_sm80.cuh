@@ -7,6 +7,7 @@
 #include "tokcore/cuda/gemm_sm80.cuh"
 #include "tokcore/cuda/launch_over.h"
 #include "tokcore/cuda/online_softmax.cuh"
+#include "tokcore/cuda/ptx.h"
 #include "tokcore/cuda/reduce.cuh"
 
 namespace tokcore::kv_cache {
@@ -159,6 +160,8 @@ __global__ void __launch_bounds__(SaliencyGemm<T>::kThreads)
       [&](unsigned char* to, int, int k_block) { operands.load_tokens(to, first_token, k_block); },
       [](Fragment& fragment, int) { fragment.clear(); },
       [&](Fragment& fragment, int tile) {
+        // What does not change from tile to tile is found anew: registers are for the sums.
+        const int lane = cuda::ptx::forget(Gemm::lane());
 #pragma unroll
         for (int slot = 0; slot < Fragment::kSlots; ++slot) {
           const int row = tile * Gemm::kBlockM + Gemm::row() + Fragment::row_of(slot, lane);
