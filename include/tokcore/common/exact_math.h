@@ -10,8 +10,8 @@
 // Functions of both sides: they are static, so that each instruction-set level keeps its own code of them; and members
 // of classes that a backend makes its own.
 #if defined(__CUDACC__)
-#define TOKCORE_SHARED_FUNCTION static __host__ __device__ inline
-#define TOKCORE_SHARED_MEMBER __device__
+#define TOKCORE_SHARED_FUNCTION static __host__ __device__ __forceinline__
+#define TOKCORE_SHARED_MEMBER __device__ __forceinline__
 #else
 #define TOKCORE_SHARED_FUNCTION static inline
 #define TOKCORE_SHARED_MEMBER

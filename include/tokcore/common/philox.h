@@ -7,11 +7,18 @@
 
 namespace tokcore {
 
+// On a GPU a call would keep registers in local memory.
+#if defined(__CUDACC__)
+#define TOKCORE_PHILOX_FUNCTION static __host__ __device__ __forceinline__ constexpr
+#else
+#define TOKCORE_PHILOX_FUNCTION static constexpr
+#endif
+
 struct PhiloxWords {
   uint32_t word[4];
 };
 
-static constexpr PhiloxWords philox(uint64_t seed, uint64_t counter_low, uint64_t counter_high) {
+TOKCORE_PHILOX_FUNCTION PhiloxWords philox(uint64_t seed, uint64_t counter_low, uint64_t counter_high) {
   uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
   PhiloxWords x = {{static_cast<uint32_t>(counter_low), static_cast<uint32_t>(counter_low >> 32),
                     static_cast<uint32_t>(counter_high), static_cast<uint32_t>(counter_high >> 32)}};
@@ -26,6 +33,6 @@ static constexpr PhiloxWords philox(uint64_t seed, uint64_t counter_low, uint64_
 }
 
 // The middle of one of 2^32 equal parts of (0, 1).
-static constexpr double uniform_of(uint32_t word) { return (static_cast<double>(word) + 0.5) * 0x1p-32; }
+TOKCORE_PHILOX_FUNCTION double uniform_of(uint32_t word) { return (static_cast<double>(word) + 0.5) * 0x1p-32; }
 
 }  // namespace tokcore

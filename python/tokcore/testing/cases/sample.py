@@ -129,7 +129,7 @@ TABLE = OpTable(
         MemoryGoal(_MAIN, "forward", "tokcore", "share_of_logits", 0.5),
     ),
     support={
-        option: {"cpu": "yes", "cuda": "no: no CUDA kernel yet"}
+        option: {"cpu": "yes", "cuda": "yes"}
         for option in (
             "float32, bfloat16, float16",
             "temperature, top_k, top_p, min_p, typical_mass",

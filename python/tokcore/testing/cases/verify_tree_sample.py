@@ -131,7 +131,7 @@ TABLE = OpTable(
         TimeGoal(_CUDA[1], "forward", "tokcore", "NVIDIA H200", 40e-6),
     ),
     support={
-        option: {"cpu": "yes", "cuda": "no: no CUDA kernel yet"}
+        option: {"cpu": "yes", "cuda": "yes"}
         for option in (
             "float32, bfloat16, float16",
             "rule coupled, without_replacement, iid, target_only, typical",

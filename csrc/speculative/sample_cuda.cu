@@ -1,0 +1,1 @@
+#include "speculative/sample_cuda.cuh"

@@ -1,0 +1,1 @@
+#include "speculative/tree_links_cuda.cuh"

@@ -1,0 +1,1 @@
+#include "speculative/verify_tree_cuda.cuh"
