@@ -70,7 +70,8 @@ class ParoPipeline {
     sums_ = arena.take<float>(panels_ * chunks_ * kTileCells);
     states_ = arena.take<SpanState>(panels_);
     weights_ = arena.take<typename Values::Softmax::Weight>(kSpanTiles * Values::Softmax::kWeightsPerTile);
-    cells_ = arena.take<typename Scores::Cell>(kTileKeys * kBlock);
+    cells_ = arena.take<typename Scores::Cell>(kTileKeys * kScoreStride);
+    products_ = arena.take<typename Values::Product>(chunks_ * kTileCells);
     tiles_ = arena.take<int32_t>(params.shape.padded_length() / kTileKeys);
   }
 
@@ -97,6 +98,7 @@ class ParoPipeline {
       const SpanTiles span = {tiles_ + begin, static_cast<int>(min(num_tiles - begin, kSpanTiles))};
       for (int64_t panel = 0; panel < panels; ++panel) run_span(operands, span, panel);
     }
+    merge_products();
     for (int64_t panel = 0; panel < panels; ++panel) {
       write_rows(operands, head_of_batch, first + panel * kBlock, panel);
     }
@@ -104,6 +106,7 @@ class ParoPipeline {
 
  private:
   using Softmax = typename Values::Softmax;
+  using Cell = typename Scores::Cell;
 
   typename Scores::Query* queries(int64_t panel) const { return queries_ + panel * scores_.query_elements(); }
   float* sums(int64_t panel, int64_t chunk) const { return sums_ + (panel * chunks_ + chunk) * kTileCells; }
@@ -116,35 +119,51 @@ class ParoPipeline {
     }
     add_scores(operands, span, panel, state.is_new);
     if (softmax_.exceeds()) {
-      for_each_tile(operands, span, panel, [&](int, int64_t num_rows, const float* factors) {
-        Softmax::raise_base(cells_, num_rows, factors, state.base);
+      for_each_tile(operands, span, panel, [&](int, const Cell* cells, int64_t num_rows, const float* factors) {
+        Softmax::raise_base(cells, num_rows, factors, state.base);
       });
       add_scores(operands, span, panel, false);
     }
+    merge_products();
     softmax_.end_scores(state);
     for (int i = 0; i < span.count; ++i) softmax_.make_weights(i, weights_ + i * Softmax::kWeightsPerTile);
     for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
-      values_.multiply(operands.values, chunk, span, weights_, state, sums(panel, chunk));
+      values_.multiply(operands.values, chunk, span, weights_, state, products_ + chunk * kTileCells,
+                       sums(panel, chunk));
     }
+    unmerged_panel_ = panel;
+    unmerged_is_first_ = state.is_new;
     softmax_.end_span(state);
+  }
+  // A span's products wait until the next span's scores are there: then the matrix unit has made them meanwhile.
+  void merge_products() {
+    if (unmerged_panel_ < 0) return;
+    for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+      Values::merge(products_ + chunk * kTileCells, states_[unmerged_panel_], unmerged_is_first_,
+                    sums(unmerged_panel_, chunk));
+    }
+    unmerged_panel_ = -1;
   }
   void add_scores(const Operands& operands, SpanTiles span, int64_t panel, bool takes_base) {
     SpanState& state = states_[panel];
     softmax_.begin_span();
-    for_each_tile(operands, span, panel, [&](int i, int64_t num_rows, const float* factors) {
-      if (i == 0 && takes_base) Softmax::take_base(cells_, num_rows, factors, state.base);
-      softmax_.add_scores(cells_, num_rows, factors, state, i);
+    for_each_tile(operands, span, panel, [&](int i, const Cell* cells, int64_t num_rows, const float* factors) {
+      if (i == 0 && takes_base) Softmax::take_base(cells, num_rows, factors, state.base);
+      softmax_.add_scores(cells, num_rows, factors, state, i);
     });
   }
-  // Visits the scores of each tile of a span.
+  // Visits the scores of each tile of a span, while the matrix unit makes those of the next.
   template <class Visit>
   void for_each_tile(const Operands& operands, SpanTiles span, int64_t panel, Visit&& visit) {
     alignas(64) float factors[kBlock];
+    scores_.multiply(operands.keys, span.tiles[0], queries(panel), cells_);
     for (int i = 0; i < span.count; ++i) {
       const int64_t tile = span.tiles[i];
-      scores_.multiply(operands.keys, tile, queries(panel), cells_);
+      if (i + 1 < span.count) {
+        scores_.multiply(operands.keys, span.tiles[i + 1], queries(panel), cells_ + (i + 1) % 2 * kBlock);
+      }
       scores_.scale_factors(factors_ + panel * kBlock, operands.pair, tile, factors);
-      visit(i, keys_of(tile), factors);
+      visit(i, cells_ + i % 2 * kBlock, keys_of(tile), factors);
     }
   }
 
@@ -198,8 +217,11 @@ class ParoPipeline {
   float* sums_;        // [panels][chunks][32 of D][32 queries]
   SpanState* states_;  // [panels]
   typename Softmax::Weight* weights_;
-  typename Scores::Cell* cells_;  // [64][32]
-  int32_t* tiles_;                // kept tiles of 64 keys, ascending
+  Cell* cells_;                         // [64][2 tiles][32]: kScoreStride
+  int32_t* tiles_;                      // kept tiles of 64 keys, ascending
+  typename Values::Product* products_;  // [chunks][32 of D][32 queries] of the span that is not merged
+  int64_t unmerged_panel_ = -1;
+  bool unmerged_is_first_ = false;
 };
 
 struct Item {

@@ -3,11 +3,13 @@
 #include "tokcore/attention/paro_codes.h"
 #include "tokcore/cpu/scratch.h"
 #include "tokcore/cpu/threads.h"
+#include "tokcore/cpu/transpose.h"
 
 namespace tokcore::cpu::TOKCORE_ISA {
 namespace {
 
 constexpr int64_t kMostHeadDim = 256;
+constexpr int kChannels = 16;  // of values at a time
 
 template <class T>
 void load_row(const T* from, int64_t size, float* to) {
@@ -109,6 +111,7 @@ class Prepare {
     Scratch scratch(measure.used());
     Arena arena(scratch.data());
     plan(arena);
+    for_each_item(threads_, shape_.num_kv_heads, [&](int64_t head, int) { list_order(head); });
     if (sums_ != nullptr || mosts_ != nullptr) {
       for_each_item(threads_, pairs_ * chunks_, [&](int64_t item, int worker) { survey(item, worker); });
       for_each_item(threads_, pairs_, [&](int64_t pair, int) { combine(pair); });
@@ -130,12 +133,24 @@ class Prepare {
     if (params_.k_mean != nullptr) sums_ = arena.take<float>(pairs_ * chunks_ * D);
     if (params_.v_scale != nullptr) {
       mosts_ = arena.take<uint32_t>(pairs_ * chunks_ * D);
-      inverses_ = arena.take<float>(pairs_ * D);
+      inverses_ = arena.take<float>(pairs_ * shape_.value_dim());
     }
+    orders_ = arena.take<int32_t>(kParoOrders * shape_.length);
     blocks_ = arena.take<float>(threads_.count * block_elements());
-    codes_ = arena.take<uint8_t>(threads_.count * block_elements());
   }
   int64_t block_elements() const { return kParoGroup * shape_.code_dim(); }
+
+  // The tokens of every position under the code of a head, unless an earlier head has it.
+  void list_order(int64_t head) {
+    const int64_t code = params_.permutation[head];
+    for (int64_t other = 0; other < head; ++other) {
+      if (params_.permutation[other] == code) return;
+    }
+    int32_t* order = orders_ + code * shape_.length;
+    for (int64_t i = 0; i < shape_.length; ++i) {
+      order[i] = static_cast<int32_t>(params_.grid.token(static_cast<int>(code), i));
+    }
+  }
 
   const T* row(const HeadsView& view, int64_t batch, int64_t head, int64_t token) const {
     return view.head<T>(batch, head) + token * view.stride_row;
@@ -190,8 +205,9 @@ class Prepare {
         }
         const ParoScale found = paro_scale(most, params_.pv);
         params_.v_scale[pair * D + d] = found.scale;
-        inverses_[pair * D + d] = found.inverse;
+        inverses_[pair * shape_.value_dim() + d] = found.inverse;
       }
+      for (int64_t d = D; d < shape_.value_dim(); ++d) inverses_[pair * shape_.value_dim() + d] = 0.0f;
     }
   }
 
@@ -203,12 +219,12 @@ class Prepare {
   void load_block(const HeadsView& view, int64_t batch, int64_t head, int64_t kv_head, int64_t chunk, bool rotates,
                   float* block) const {
     const int64_t D = shape_.head_dim, width = shape_.code_dim();
-    const int code = static_cast<int>(params_.permutation[kv_head]);
+    const int32_t* order = orders_ + params_.permutation[kv_head] * shape_.length;
     for (int64_t i = 0; i < kParoGroup; ++i) {
       float* x = block + i * width;
       int64_t filled = 0;
       if (i < kept_of(chunk)) {
-        const int64_t token = params_.grid.token(code, chunk * kParoGroup + i);
+        const int64_t token = order[chunk * kParoGroup + i];
         load_row(row(view, batch, head, token), D, x);
         if (rotates) rotate_row(params_.rotation, token, D, x);
         filled = D;
@@ -286,7 +302,7 @@ class Prepare {
   }
 
   void make_values(int64_t pair, int64_t chunk, int worker) {
-    const int64_t D = shape_.head_dim, width = shape_.code_dim();
+    const int64_t width = shape_.code_dim();
     const int64_t batch = pair / shape_.num_kv_heads, head = pair % shape_.num_kv_heads;
     float* block = blocks_ + worker * block_elements();
     load_block(params_.v, batch, head, head, chunk, false, block);
@@ -297,32 +313,66 @@ class Prepare {
         store_bf16(block + i * width, reinterpret_cast<BFloat16*>(to) + i * width);
       return;
     }
-    // Codes of whole rows first, then their transpose.
-    const float* inverses = inverses_ + pair * D;
-    uint8_t* codes = codes_ + worker * block_elements();
-    for (int64_t i = 0; i < kParoGroup; ++i) {
-      const float* x = block + i * width;
-      uint8_t* row = codes + i * width;
-      if (params_.pv == ParoFormat::kFp8) {
-        for (int64_t d = 0; d < D; ++d) row[d] = inverses[d] == 0.0f ? uint8_t{0} : to_e4m3(x[d] * inverses[d]);
-      } else {
-        for (int64_t d = 0; d < D; ++d) {
-          row[d] = inverses[d] == 0.0f ? uint8_t{0} : static_cast<uint8_t>(rounded_bits(x[d] * inverses[d]));
-        }
+    const float* inverses = inverses_ + pair * shape_.value_dim();
+    for (int64_t first = 0; first < shape_.value_dim(); first += kChannels) {
+      uint32_t words[kChannels][kChannels];  // [4 positions][channel]
+      switch (params_.pv) {
+        case ParoFormat::kFp8:
+          make_words(block + first, inverses + first, words, [](float x) -> uint32_t { return to_e4m3(x); });
+          break;
+        case ParoFormat::kInt4:
+          make_words(block + first, inverses + first, words, [](float x) { return rounded_bits(x) & 15; });
+          break;
+        default:
+          make_words(block + first, inverses + first, words, [](float x) { return rounded_bits(x) & 255; });
       }
-      for (int64_t d = D; d < shape_.value_dim(); ++d) row[d] = 0;
+      store_words(words, to + first * (block_bytes / shape_.value_dim()));
     }
-    for (int64_t d = 0; d < shape_.value_dim(); ++d) {
-      if (params_.pv == ParoFormat::kInt4) {
-        constexpr int64_t kHalf = kParoGroup / 2;
-        for (int64_t i = 0; i < kHalf; ++i) {
-          to[d * kHalf + i] =
-              static_cast<uint8_t>((codes[i * width + d] & 15) | (codes[(i + kHalf) * width + d] & 15) << 4);
-        }
-      } else {
-        for (int64_t i = 0; i < kParoGroup; ++i) to[d * kParoGroup + i] = codes[i * width + d];
+  }
+
+  // Codes of 64 positions of 16 channels, four positions to a word.
+  template <class Code>
+  void make_words(const float* block, const float* inverses, uint32_t (&words)[kChannels][kChannels],
+                  Code&& code) const {
+    const int64_t width = shape_.code_dim();
+    float factors[kChannels];
+    uint32_t used[kChannels];  // 0 where all codes are: no number has an inverse, or one is not finite
+    for (int i = 0; i < kChannels; ++i) {
+      factors[i] = inverses[i];
+      used[i] = inverses[i] == 0.0f ? 0 : ~0u;
+    }
+    for (int quad = 0; quad < kChannels; ++quad) {
+      const float* x = block + quad * 4 * width;
+      for (int i = 0; i < kChannels; ++i) {
+        uint32_t word = code(x[i] * factors[i]);
+        word |= code(x[width + i] * factors[i]) << 8;
+        word |= code(x[2 * width + i] * factors[i]) << 16;
+        word |= code(x[3 * width + i] * factors[i]) << 24;
+        words[quad][i] = word & used[i];
       }
     }
+  }
+  // A line of 64 positions for each channel; 4-bit codes of the second half go into the high bits of the first.
+  void store_words(uint32_t (&words)[kChannels][kChannels], uint8_t* to) const {
+    const bool halves = params_.pv == ParoFormat::kInt4;
+    const int quads = halves ? kChannels / 2 : kChannels;
+    if (halves) {
+      for (int quad = 0; quad < quads; ++quad) {
+        for (int i = 0; i < kChannels; ++i) words[quad][i] |= words[quads + quad][i] << 4;
+      }
+    }
+#if defined(__AVX512F__)
+    __m512i block[kChannels];
+    for (int i = 0; i < kChannels; ++i) block[i] = _mm512_loadu_si512(words[i]);
+    transpose_16x16_dwords(block);
+    for (int i = 0; i < kChannels; ++i) {
+      _mm512_mask_storeu_epi32(to + i * quads * 4, static_cast<__mmask16>((1u << quads) - 1), block[i]);
+    }
+#else
+    for (int i = 0; i < kChannels; ++i) {
+      for (int quad = 0; quad < quads; ++quad) __builtin_memcpy(to + (i * quads + quad) * 4, &words[quad][i], 4);
+    }
+#endif
   }
 
   const ParoPrepareParams& params_;
@@ -332,9 +382,9 @@ class Prepare {
   int64_t pairs_;              // (batch, key head)
   float* sums_ = nullptr;      // [pairs][chunks][D]
   uint32_t* mosts_ = nullptr;  // [pairs][chunks][D]
-  float* inverses_ = nullptr;  // [pairs][D] of the values' scales
+  float* inverses_ = nullptr;  // [pairs][Dv] of the values' scales
+  int32_t* orders_ = nullptr;  // [6][N] token of every position, for the codes in use
   float* blocks_ = nullptr;    // [threads][64][Dq]
-  uint8_t* codes_ = nullptr;   // [threads][64][Dq]
 };
 
 }  // namespace

@@ -50,7 +50,7 @@ class ByteSoftmax {
     for (int c = 0; c < kBlock; ++c) greatest[c] = scores[c];
     for (int64_t row = 1; row < num_rows; ++row) {
       for (int c = 0; c < kBlock; ++c) {
-        const Cell cell = scores[row * kBlock + c];
+        const Cell cell = scores[row * kScoreStride + c];
         greatest[c] = cell > greatest[c] ? cell : greatest[c];
       }
     }
@@ -65,7 +65,7 @@ class ByteSoftmax {
     for (int16_t& step : greatest_) step = INT16_MIN;
   }
 
-  // Tile i of the span: scores [64][32], of which num_rows count.
+  // Tile i of the span: scores [64][kScoreStride] with 32 of interest, num_rows of which count.
   template <class Cell>
   void add_scores(const Cell* scores, int64_t num_rows, const float* factor, SpanState& state, int i) {
     int16_t* steps = steps_ + i * kTileKeys * kBlock;
@@ -79,7 +79,7 @@ class ByteSoftmax {
         __m512i whole[4];
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
-          const Cell* cells = scores + (row + j) * kBlock + half * 16;
+          const Cell* cells = scores + (row + j) * kScoreStride + half * 16;
           __m512 score;
           if constexpr (std::is_same_v<Cell, float>) {
             score = _mm512_loadu_ps(cells);
@@ -101,7 +101,7 @@ class ByteSoftmax {
 #else
     for (int row = 0; row < kTileKeys; ++row) {
       for (int c = 0; c < kBlock; ++c) {
-        float step = static_cast<float>(scores[row * kBlock + c]) * factor[c] - state.base[c];
+        float step = static_cast<float>(scores[row * kScoreStride + c]) * factor[c] - state.base[c];
         step = step < 32767.0f ? step : 32767.0f;
         step = step > -32768.0f ? step : -32768.0f;
         const float rounded = step + 12582912.0f;
@@ -118,29 +118,24 @@ class ByteSoftmax {
 
   // Whether the base must be raised and the span's scores added once more.
   bool exceeds() const {
-    bool any = false;
-    for (int16_t step : greatest_) any |= step > INT16_MAX - kShift;
-    return any;
+    int16_t most = INT16_MIN;
+    for (int16_t step : greatest_) most = step > most ? step : most;
+    return most > INT16_MAX - kShift;
   }
 
   // After the last tile: the span's maximum joins the reference.
   void end_scores(SpanState& state) {
-    int32_t greatest[kBlock];
-    for (int c = 0; c < kBlock; ++c) greatest[c] = greatest_of(c);
-    for (int c = 0; c < kBlock; ++c) {
-      const float found = state.base[c] + static_cast<float>(greatest[c]);
-      const float old = state.is_new ? found : state.reference[c];
-      const float raised = old > found ? old : found;
-      state.shrink[c] = old - raised;
-      state.grow[c] = found - raised;
-      state.reference[c] = raised;
-    }
+    alignas(64) float greatest[kBlock];
+    take_tops(greatest);
     for (int c = 0; c < kBlock; c += Vec::kLanes) {
+      const Vec found = Vec::load(state.base + c) + Vec::load(greatest + c);
+      const Vec old = state.is_new ? found : Vec::load(state.reference + c);
+      const Vec raised = max(found, old);
       const Vec step(1.0f / kScoreSteps);
-      exp2(Vec::load(state.shrink + c) * step).store(state.shrink + c);
-      exp2(Vec::load(state.grow + c) * step).store(state.grow + c);
+      exp2((old - raised) * step).store(state.shrink + c);
+      exp2((found - raised) * step).store(state.grow + c);
+      raised.store(state.reference + c);
     }
-    set_tops();
     for (int32_t& sum : sums_) sum = 0;
   }
 
@@ -206,7 +201,7 @@ class ByteSoftmax {
     for (int c = 0; c < kBlock; ++c) poison[c] += factor[c] * 0.0f;
     if constexpr (std::is_same_v<Cell, float>) {
       for (int64_t row = 0; row < num_rows; ++row) {
-        for (int c = 0; c < kBlock; ++c) poison[c] += scores[row * kBlock + c] * 0.0f;
+        for (int c = 0; c < kBlock; ++c) poison[c] += scores[row * kScoreStride + c] * 0.0f;
       }
     }
   }
@@ -226,21 +221,24 @@ class ByteSoftmax {
   static int place_of(int64_t row, int c) {
     return static_cast<int>(row / 4 * 128 + c / 16 * 64 + row / 2 % 2 * 32 + c % 16 / 4 * 8 + row % 2 * 4 + c % 4);
   }
-  int32_t greatest_of(int c) const {
-    const int place = c / 16 * 32 + c % 16 / 4 * 8 + c % 4;
-    return greatest_[place] > greatest_[place + 4] ? greatest_[place] : greatest_[place + 4];
-  }
-  void set_tops() {
-    for (int c = 0; c < kBlock; ++c) {
-      const int place = c / 16 * 32 + c % 16 / 4 * 8 + c % 4;
-      tops_[place] = tops_[place + 4] = static_cast<int16_t>(greatest_of(c) + kShift);
+  // The greatest step of every query, which also becomes the top of its weights.
+  void take_tops(float* greatest) {
+    for (int half = 0; half < 2; ++half) {
+      const __m512i found = _mm512_load_si512(greatest_ + half * 32);
+      const __m512i both = _mm512_max_epi16(found, _mm512_shuffle_epi32(found, _MM_PERM_BADC));
+      _mm512_store_si512(tops_ + half * 32, _mm512_add_epi16(both, _mm512_set1_epi16(kShift)));
+      const __m512i first_words = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 0, 2, 4, 6), both);
+      const __m512i words = _mm512_cvtepi16_epi32(_mm512_castsi512_si256(first_words));
+      _mm512_store_ps(greatest + half * 16, _mm512_cvtepi32_ps(words));
     }
   }
 #else
   static int place_of(int64_t row, int c) { return static_cast<int>(row * kBlock + c); }
-  int32_t greatest_of(int c) const { return greatest_[c]; }
-  void set_tops() {
-    for (int c = 0; c < kBlock; ++c) tops_[c] = static_cast<int16_t>(greatest_of(c) + kShift);
+  void take_tops(float* greatest) {
+    for (int c = 0; c < kBlock; ++c) {
+      greatest[c] = static_cast<float>(greatest_[c]);
+      tops_[c] = static_cast<int16_t>(greatest_[c] + kShift);
+    }
   }
 #endif
 

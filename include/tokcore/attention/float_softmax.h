@@ -34,7 +34,8 @@ class FloatSoftmax {
         for (int c = 0; c < kBlock; ++c) to[row * kBlock + c] = -__builtin_inff();
         continue;
       }
-      for (int c = 0; c < kBlock; ++c) to[row * kBlock + c] = static_cast<float>(scores[row * kBlock + c]) * factor[c];
+      for (int c = 0; c < kBlock; ++c)
+        to[row * kBlock + c] = static_cast<float>(scores[row * kScoreStride + c]) * factor[c];
       for (int v = 0; v < kVecsPerRow; ++v) {
         greatest_[v] = max(Vec::load(to + row * kBlock + v * Vec::kLanes), greatest_[v]);
       }

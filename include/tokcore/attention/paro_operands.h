@@ -62,7 +62,7 @@ class ByteScores {
     for (int half = 0; half < 2; ++half) {
       const int8_t* first = rows + (tile * kTileKeys + half * kBlock) * width_;
       multiply_bytes<false>({first, width_, kInt8Step}, reinterpret_cast<const uint8_t*>(panel), steps,
-                            scores + half * kTileCells);
+                            scores + half * kBlock * kScoreStride, kScoreStride);
     }
   }
 
@@ -114,7 +114,8 @@ class FloatScores {
   void multiply(const Rows& rows, int64_t tile, const Query* panel, Cell* scores) const {
     const StepList steps = {nullptr, 0, static_cast<int>(used_ / kBlock)};
     for (int half = 0; half < 2; ++half) {
-      Engine::multiply(rows[2 * tile + half], panel, steps, false, scores + half * kTileCells, NoStep());
+      Engine::multiply(rows[2 * tile + half], panel, steps, false, scores + half * kBlock * kScoreStride, NoStep(),
+                       kScoreStride);
     }
   }
 
@@ -151,25 +152,38 @@ class ByteValues {
         static_cast<const uint8_t*>(params_.v_codes) + (pair * params_.shape.padded_length() * width_ + first) / 2;
     for (int64_t d = 0; d < width_; ++d) unpack_int4(from + d * kHalf, kTileKeys, copies + first + d * kTileKeys);
   }
-  // Adds the weights of a span to 32 of D of the sums [32 of D][32 queries].
-  void multiply(const Value* tiles, int64_t chunk, SpanTiles span, const uint8_t* weights, const SpanState& state,
-                float* sums) const {
-    alignas(64) int32_t products[kTileCells];
+  using Product = int32_t;
+  // A span's weights times 32 of D: [32 of D][32 queries], to be merged later.
+  void multiply(const Value* tiles, int64_t chunk, SpanTiles span, const uint8_t* weights, const SpanState&,
+                Product* to, float*) const {
     multiply_bytes<true>({tiles + chunk * kBlock * kTileKeys, kTileKeys, width_ * kTileKeys}, weights,
-                         {span.tiles, 0, span.count, true}, products);
-    for (int row = 0; row < kBlock; ++row) {
-      const int32_t* product = products + row * kBlock;
-      float* sum = sums + row * kBlock;
-      if (state.is_new) {
-        for (int c = 0; c < kBlock; ++c) sum[c] = static_cast<float>(product[c]) * state.grow[c];
+                         {span.tiles, 0, span.count, true}, to);
+  }
+  static void merge(const Product* products, const SpanState& state, bool is_first, float* sums) {
+    for (int c = 0; c < kBlock; c += Vec::kLanes) {
+      const Vec grow = Vec::load(state.grow + c), shrink = Vec::load(state.shrink + c);
+      if (is_first) {
+        for (int64_t i = c; i < kTileCells; i += kBlock) (to_floats(products + i) * grow).store(sums + i);
       } else {
-        for (int c = 0; c < kBlock; ++c)
-          sum[c] = sum[c] * state.shrink[c] + static_cast<float>(product[c]) * state.grow[c];
+#pragma GCC unroll 4
+        for (int64_t i = c; i < kTileCells; i += kBlock) {
+          fma(to_floats(products + i), grow, Vec::load(sums + i) * shrink).store(sums + i);
+        }
       }
     }
   }
 
  private:
+  static Vec to_floats(const Product* from) {
+#if defined(__AVX512F__)
+    return _mm512_cvtepi32_ps(_mm512_loadu_si512(from));
+#else
+    float values[Vec::kLanes];
+    for (int i = 0; i < Vec::kLanes; ++i) values[i] = static_cast<float>(from[i]);
+    return Vec::load(values);
+#endif
+  }
+
   const ParoAttentionParams& params_;
   int64_t width_;  // Dv
 };
@@ -205,8 +219,10 @@ class FloatValues {
       }
     }
   }
+  using Product = float;
+  // Sums in fp32 take in the product at once.
   void multiply(const Value* tiles, int64_t chunk, SpanTiles span, const Value* weights, const SpanState& state,
-                float* sums) const {
+                Product*, float* sums) const {
     int32_t halves[2 * kSpanTiles];
     for (int i = 0; i < 2 * span.count; ++i) halves[i] = 2 * span.tiles[i / 2] + i % 2;
     if (!state.is_new) {
@@ -217,6 +233,8 @@ class FloatValues {
     Engine::multiply({tiles + chunk * kTileCells, kBlock, width_ * kBlock}, weights, {halves, 0, 2 * span.count, true},
                      !state.is_new, sums, NoStep());
   }
+
+  static void merge(const Product*, const SpanState&, bool, float*) {}
 
  private:
   const ParoAttentionParams& params_;

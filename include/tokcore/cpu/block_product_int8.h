@@ -3,6 +3,7 @@
 #pragma once
 
 #include "tokcore/cpu/block_product.h"
+#include "tokcore/cpu/transpose.h"
 
 namespace tokcore::cpu::TOKCORE_ISA {
 
@@ -15,6 +16,21 @@ inline int64_t int8_panel_bytes(int64_t size) { return ceil_div(size, kInt8Step)
 
 // Panel of the transposed rows: panel(k, i) = rows[i][k]; missing rows (null) and k >= size give 0.
 inline void pack_transposed_int8(const int8_t* const* rows, int64_t size, int8_t* panel) {
+#if defined(__AVX512BW__)
+  for (int64_t k = 0; k < size; k += kInt8Step) {
+    const __mmask64 mask = size - k >= kInt8Step ? ~__mmask64{0} : (__mmask64{1} << (size - k)) - 1;
+    for (int half = 0; half < 2; ++half) {
+      __m512i block[16];
+      for (int i = 0; i < 16; ++i) {
+        const int8_t* row = rows[half * 16 + i];
+        block[i] = row == nullptr ? _mm512_setzero_si512() : _mm512_maskz_loadu_epi8(mask, row + k);
+      }
+      transpose_16x16_dwords(block);
+      int8_t* tile = panel + (k / kInt8Step * 2 + half) * kInt8TileBytes;
+      for (int i = 0; i < 16; ++i) _mm512_storeu_si512(tile + i * 64, block[i]);
+    }
+  }
+#else
   for (int64_t k = 0; k < round_up(size, kInt8Step); ++k) {
     for (int column = 0; column < kBlock; ++column) {
       int8_t* tile = panel + (k / kInt8Step * 2 + column / 16) * kInt8TileBytes;
@@ -22,6 +38,7 @@ inline void pack_transposed_int8(const int8_t* const* rows, int64_t size, int8_t
       tile[k % kInt8Step / 4 * 64 + column % 16 * 4 + k % 4] = present ? rows[column][k] : int8_t{0};
     }
   }
+#endif
 }
 
 // a: 32 rows, K padded by zeros to whole steps; out dense. A thread's TileState must be in scope at the AMX level.
