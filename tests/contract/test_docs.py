@@ -43,6 +43,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
         "attention_block_scores",
         "block_mask",
         "block_sparse_attention",
+        "calibrate_paro",
         "decode_attention",
         "kv_append",
         "kv_compact",

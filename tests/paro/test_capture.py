@@ -156,6 +156,14 @@ def test_samples_in_memory_and_in_files_calibrate_alike(tmp_path: Path) -> None:
     assert torch.equal(plans[0].psnr, plans[1].psnr)
 
 
+def test_tensors_that_share_memory_are_written(tmp_path: Path) -> None:
+    fused = torch.randn(1, 2, 16, 96)
+    for number, tensors in enumerate(((fused[..., :32],) * 3, fused.chunk(3, -1))):
+        path = save_sample(tmp_path / f"{number}.safetensors", AttentionSample(0, "a", *tensors))
+        stored = load_file(path)
+        assert all(torch.equal(stored[name], tensor) for name, tensor in zip("qkv", tensors, strict=True))
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [

@@ -170,7 +170,9 @@ def save_sample(path: Path, sample: AttentionSample) -> Path:
         "layer": sample.layer,
         "scale": repr(sample.scale),
     }
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, metadata)
+    # Copies, as q, k and v may be views of one tensor, which the format cannot say.
+    dense = {name: x.detach().clone(memory_format=torch.contiguous_format) for name, x in tensors.items()}
+    save_file(dense, path, metadata)
     return path
 
 
