@@ -91,7 +91,8 @@ struct DecodeSplit {
       tokens = sinks + state.length - window_first;
     } else {
       unit = cache.page_size;
-      tokens = state.counts[source] * unit;
+      // Registers cannot be indexed.
+      tokens = (source == kHighSource ? state.counts[kHighTier] : state.counts[kLowTier]) * unit;
     }
     const int64_t size = split_tokens(tokens, unit);
     int64_t begin = first * size, end = begin + size < tokens ? begin + size : tokens;

@@ -48,7 +48,7 @@ def overwrite(inputs: Inputs, values: Inputs) -> None:
                     for target, source in zip(_held(inputs[name], layer), _held(value, layer), strict=True):
                         target.copy_(source)
             elif isinstance(value, tokcore.TokenTree):
-                overwrite(vars(inputs[name]), vars(value))
+                overwrite(dict(vars(inputs[name])), dict(vars(value)))
             elif isinstance(value, torch.Tensor):
                 inputs[name].copy_(value)
 
