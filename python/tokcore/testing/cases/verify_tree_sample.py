@@ -45,6 +45,8 @@ def make_inputs(case: Case, device: str, seed: int) -> Inputs:
     generator = torch.Generator().manual_seed(seed)
     B, N, V, rule = p["B"], p["N"], p["V"], p["rule"]
     logits = 3.0 * torch.randn(B, N, V, generator=generator)
+    if p.get("drafted"):  # a target that is sure of itself, so that paths are as long as those of a good drafter
+        logits.scatter_add_(-1, logits.argmax(-1, keepdim=True), torch.full((B, N, 1), 12.0))
     shape = ("random", "wide", "star")[(N + V) % 3]
     parents, counts = _no_trees(N) if B == 0 else random_parents(B, N, shape, generator, not p.get("drafted"))
     inputs: Inputs = {"logits": logits.to(p["dtype"]), "parents": parents, "counts": counts, "rule": rule}
