@@ -14,7 +14,8 @@ TOKCORE_HOST_DEVICE int log2_of_block(int64_t block) { return block == 128 ? 7 :
 
 // A tile of keys, and which halves of the queries keep it.
 struct KeyTile {
-  int first_key;
+  static constexpr int member = 0;  // queries walk the keys of one head
+  int first;
   uint32_t halves;  // bit h: rows 64 h … 64 h + 63
 
   TOKCORE_DEVICE bool exists() const { return halves != 0; }
@@ -42,9 +43,9 @@ class KeyTileWalk {
 
   // Moves to the next tile, or to one that does not exist after the last.
   TOKCORE_DEVICE void advance() {
-    const int shift_n = log2_of_block(params_.mask.block_n), following = tile_.first_key + kTileKeys;
+    const int shift_n = log2_of_block(params_.mask.block_n), following = tile_.first + kTileKeys;
     if (tile_.exists() && (following & ((1 << shift_n) - 1)) != 0 && following < end_) {
-      tile_.first_key = following;
+      tile_.first = following;
       return;
     }
     while ((words_[0] | words_[1]) == 0) {
@@ -58,7 +59,7 @@ class KeyTileWalk {
       if (rows_on_ != kNone) words_[1] = mask_word(bits_ + rows_on_ * params_.mask.stride_row, word_, num_columns);
     }
     const uint32_t either = words_[0] | words_[1], lowest = either & (0 - either);
-    tile_.first_key = (word_ * 32 + __ffs(static_cast<int>(either)) - 1) << shift_n;
+    tile_.first = (word_ * 32 + __ffs(static_cast<int>(either)) - 1) << shift_n;
     tile_.halves = ((words_[0] & lowest) != 0 ? 1u : 0u) | ((words_[1] & lowest) != 0 ? 2u : 0u);
     words_[0] &= ~lowest;
     words_[1] &= ~lowest;

@@ -1,23 +1,11 @@
 // The online softmax of a warp's rows of scores, which lie in a strip fragment.
 #pragma once
 
-#include "tokcore/cuda/online_softmax.cuh"
+#include "attention/attention_scale.cuh"
 #include "tokcore/cuda/reduce.cuh"
 #include "tokcore/cuda/strip_fragment.cuh"
 
 namespace tokcore::attention {
-
-// From scores s = q k^T to powers of two: weight = 2^(factor (s - maximum)).
-struct ScoreScale {
-  float scale;
-  float factor;  // scale log2(e)
-  float limit;   // maxima are kept inside [-limit, limit], so that factor times a maximum and differences are finite
-
-  static ScoreScale of(float scale) {
-    const float factor = scale * cuda::kLog2E;
-    return {scale, factor, factor > 1.0f ? cuda::kFarthest / factor : cuda::kFarthest};
-  }
-};
 
 // kExact: the weight at the maximum is exactly 1, at the price of an instruction more a score. 16-bit weights do not
 // show the difference.

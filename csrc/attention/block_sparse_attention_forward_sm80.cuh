@@ -6,19 +6,13 @@
 // in turn through a ring of slots.
 #pragma once
 
-#include "attention/attention_heads_cuda.cuh"
 #include "attention/attention_key_tiles.cuh"
 #include "attention/attention_softmax.cuh"
-#include "tokcore/cuda/element.cuh"
+#include "attention/attention_store.cuh"
+#include "attention/block_sparse_attention_cuda_tasks.cuh"
 #include "tokcore/cuda/row_tile.cuh"
 
 namespace tokcore::attention {
-
-struct ForwardTask {
-  BlockSparseAttentionForwardParams params;  // q, k, v with aligned rows
-  int columns;                               // of a row, whole chunks of 16 bytes
-  ScoreScale scale;
-};
 
 // Of 16-bit elements a warp makes two strips of 16 queries, so that what it reads of keys and values serves both; rows
 // of 512 bytes and more leave registers for one, and of 1024 bytes for the sums of half their columns: then two warps
@@ -56,39 +50,13 @@ TOKCORE_DEVICE void cut_scores(Scores& scores, int first_key, int end_key, bool 
   });
 }
 
-// Writes the rows of a fragment, times norm(slot), from column `first_column` on to rows of `columns` elements.
-template <class T, class Sums, class Norm>
-TOKCORE_DEVICE void store_rows(const Sums& sums, T* to, int num_rows, int first_column, int columns, int lane,
-                               Norm&& norm) {
-#pragma unroll
-  for (int slot = 0; slot < Sums::kSlots; ++slot) {
-    const int row = Sums::row_of(slot, lane);
-    if (row >= num_rows) continue;
-    const float factor = norm(slot);
-    T* target = to + static_cast<int64_t>(row) * columns;
-#pragma unroll
-    for (int group = 0; group < Sums::kGroups; ++group) {
-      const int column = first_column + Sums::column_of(group, 0, lane);
-      const float even = sums.at(slot, group, 0) * factor, odd = sums.at(slot, group, 1) * factor;
-      if (columns % 2 == 0) {
-        if (column < columns) {
-          *reinterpret_cast<cuda::ElementPair<T>*>(target + column) = cuda::from_floats<T>(even, odd);
-        }
-      } else {
-        if (column < columns) target[column] = cuda::from_float<T>(even);
-        if (column + 1 < columns) target[column + 1] = cuda::from_float<T>(odd);
-      }
-    }
-  }
-}
-
 // The queries of a block of the grid.
 template <int kRows>
-struct QueryTile {
+struct QueryRows {
   int index;  // batch entry and head
   int first_row;
 
-  TOKCORE_DEVICE QueryTile(const BlockSparseAttentionParams& params, int block) {
+  TOKCORE_DEVICE QueryRows(const BlockSparseAttentionParams& params, int block) {
     const int num_tiles = (static_cast<int>(params.shape.query_length) + kRows - 1) / kRows;
     index = block / num_tiles;
     const int tile = block - index * num_tiles;
@@ -108,10 +76,10 @@ __global__ void __launch_bounds__(ForwardTileSm80<T, kHeadDim>::kThreads,
   const AttentionShape& shape = params.shape;
   const int query_length = static_cast<int>(shape.query_length), key_length = static_cast<int>(shape.key_length);
 
-  const QueryTile<Tile::kRows> tile(params, static_cast<int>(blockIdx.x));
+  const QueryRows<Tile::kRows> tile(params, static_cast<int>(blockIdx.x));
   const int first_row = tile.first_row, num_heads = static_cast<int>(shape.num_heads);
   const int batch = tile.index / num_heads, head = tile.index - batch * num_heads;
-  const int kv_head = head / static_cast<int>(shape.num_heads / shape.num_kv_heads);
+  const int kv_head = head / (static_cast<int>(shape.num_heads) / static_cast<int>(shape.num_kv_heads));
   const T* q = rows_of_head<T>(params.q, batch, head) + first_row * params.q.stride_row;
   const T* k = rows_of_head<T>(params.k, batch, kv_head);
   const T* v = rows_of_head<T>(params.v, batch, kv_head);
@@ -137,8 +105,8 @@ __global__ void __launch_bounds__(ForwardTileSm80<T, kHeadDim>::kThreads,
   const auto fill = [&](int slot, const T* rows, int64_t stride, const KeyTile& at) {
     unsigned char* to = slot_of(fill_slot, slot);
     if (at.exists()) {
-      cuda::fill_rows<typename Tile::Keys, Tile::kThreads>(to, threadIdx.x, rows + at.first_key * stride, stride,
-                                                           key_length - at.first_key, task.columns);
+      cuda::fill_rows<typename Tile::Keys, Tile::kThreads>(to, threadIdx.x, rows + at.first * stride, stride,
+                                                           key_length - at.first, task.columns);
     }
     cute::cp_async_fence();
   };
@@ -166,7 +134,7 @@ __global__ void __launch_bounds__(ForwardTileSm80<T, kHeadDim>::kThreads,
   while (current.exists()) {
     // With causal, a tile may lie after all rows of this warp though others see it.
     const bool takes_part = current.is_kept_by(half) && first_row + warp_row < query_length &&
-                            (!params.causal || current.first_key < causal_end + Scores::kRows - 1);
+                            (!params.causal || current.first < causal_end + Scores::kRows - 1);
     Scores scores;
 
     // Scores, while what comes next is loaded.
@@ -191,9 +159,9 @@ __global__ void __launch_bounds__(ForwardTileSm80<T, kHeadDim>::kThreads,
       fill(kKeySlot, k, params.k.stride_row, walk.tile());
     }
     if (takes_part) {
-      const int end = current.first_key + Tile::kKeys;
+      const int end = current.first + Tile::kKeys;
       if (end > key_length || (params.causal && end > causal_end)) {
-        cut_scores(scores, current.first_key, key_length, params.causal, causal_end, lane);
+        cut_scores(scores, current.first, key_length, params.causal, causal_end, lane);
       }
       softmax.add(scores, [&](int slot, float factor) {
 #pragma unroll
@@ -202,15 +170,14 @@ __global__ void __launch_bounds__(ForwardTileSm80<T, kHeadDim>::kThreads,
           sums.at(slot, group, 1) *= factor;
         }
       });
-      cuda::multiply_columns<typename Tile::Keys>(sums, scores, values, first_column, key_length - current.first_key,
-                                                  lane);
+      cuda::multiply_columns<typename Tile::Keys>(sums, scores, values, first_column, key_length - current.first, lane);
     }
     current = walk.tile();
   }
   cute::cp_async_wait<0>();
 
   // Results. Which queries they are of was not kept in registers.
-  const QueryTile<Tile::kRows> written(params, cuda::ptx::forget(static_cast<int>(blockIdx.x)));
+  const QueryRows<Tile::kRows> written(params, cuda::ptx::forget(static_cast<int>(blockIdx.x)));
   const int num_rows = query_length - written.first_row - warp_row;
   if (num_rows <= 0) return;
   softmax.finish();

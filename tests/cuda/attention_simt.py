@@ -81,12 +81,51 @@ def forward(
     return out.clone(), lse.clone()
 
 
+def backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    mask_bits: Tensor,
+    block_m: int,
+    block_n: int,
+    grad_lse: Tensor | None = None,
+    *,
+    scale: float,
+    causal: bool = False,
+    need_q: bool = True,
+    need_k: bool = True,
+    need_v: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``tokcore::block_sparse_attention_backward``."""
+    arrays = Arrays()
+    give_attention(arrays, q, k, v, mask_bits.contiguous(), block_m, block_n, scale=scale, causal=causal)
+    give_heads(arrays, "grad_out", grad_out)
+    give_heads(arrays, "out", out)
+    arrays.give("lse", lse.contiguous())
+    arrays.give("grad_lse", None if grad_lse is None else grad_lse.contiguous())
+    gradients = []
+    for name, like, needed in (("grad_q", q, need_q), ("grad_k", k, need_k), ("grad_v", v, need_v)):
+        wanted = needed and like.numel() > 0
+        gradients.append(arrays.take(name, tuple(like.shape), like.dtype) if wanted else like.new_empty(0))
+        if needed and not wanted:
+            gradients[-1] = torch.empty_like(like)
+    if any(gradient.numel() for gradient in gradients):
+        run(simt.BlockSparseAttentionBackward(arrays.fields), arrays)
+    return gradients[0].clone(), gradients[1].clone(), gradients[2].clone()
+
+
 @contextmanager
 def in_place_of_the_cpu() -> Iterator[None]:
     """The operators run these functions for CPU tensors, and so do the public functions and their gradients."""
     library = torch.library.Library("tokcore", "IMPL")
     try:
-        for name, function in {"block_sparse_attention_forward": forward}.items():
+        for name, function in {
+            "block_sparse_attention_forward": forward,
+            "block_sparse_attention_backward": backward,
+        }.items():
             library.impl(name, function, "CPU", allow_override=True)
         yield
     finally:

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "ops"))
 
 import attention_simt as cuda
 import pytest
 import torch
 from simt_support import POLICIES, Policy
+from support import assert_error_rule
 from torch import Tensor
 
 from tokcore import BlockMask, block_sparse_attention
 from tokcore.block_mask import BLOCKS
 from tokcore.reference.block_sparse_attention import block_sparse_attention as reference_attention
 from tokcore.testing import tables
-from tokcore.testing.numerics import compare, failures
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 TABLE = tables()["block_sparse_attention"]
-QUICK = [case.name for case in TABLE.cases if "quick" in case.tags]
+QUICK = [case.name for case in TABLE.cases if "quick" in case.tags][::3]  # of every dtype others
 
 
 @pytest.fixture(autouse=True)
@@ -47,10 +51,13 @@ def random_mask(shape: tuple[int, int], block: tuple[int, int], density: float =
 
 
 def everything(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, **options: Any) -> dict[str, Tensor]:
-    """Results by name."""
-    with torch.no_grad():
-        out, lse = block_sparse_attention(q, k, v, mask, return_lse=True, **options)
-    return {"out": out, "lse": lse}
+    """Results and gradients by name."""
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+    out, lse = block_sparse_attention(leaves[0], leaves[1], leaves[2], mask, return_lse=True, **options)
+    generator = torch.Generator().manual_seed(5)
+    upstream = (torch.randn(out.shape, generator=generator).to(out.dtype), torch.randn(lse.shape, generator=generator))
+    grads = torch.autograd.grad((out, lse), leaves, upstream)
+    return {"out": out.detach(), "lse": lse.detach(), **dict(zip(("dq", "dk", "dv"), grads, strict=True))}
 
 
 def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -59,13 +66,7 @@ def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize("name", QUICK)
 def test_case(name: str) -> None:
-    inputs = TABLE.make_inputs(TABLE.case(name), "cpu", 0)
-    with torch.no_grad():
-        arguments = {key: value for key, value in inputs.items() if key != "upstream"}
-        out, lse = block_sparse_attention(**arguments, return_lse=True)
-    given = {key: value.detach() if isinstance(value, Tensor) else value for key, value in inputs.items()}
-    found = failures(compare({"out": out, "lse": lse}, TABLE.composition(given), TABLE.reference(given)))
-    assert not found, "\n" + found
+    assert_error_rule(TABLE, TABLE.make_inputs(TABLE.case(name), "cpu", 0))
 
 
 # Head sizes and lengths at the edges of tiles, and blocks of which several share a tile of queries or of keys.
@@ -129,5 +130,5 @@ def test_lengths_of_nothing() -> None:
     for M, N in ((0, 70), (70, 0), (0, 0)):
         q, k, v = operands(M, N, 64, torch.bfloat16)
         found = everything(q, k, v, BlockMask.full((M, N)))
-        assert not found["out"].any()
-        assert (found["lse"] == -math.inf).all()
+        assert (found.pop("lse") == -math.inf).all()
+        assert not [name for name, value in found.items() if value.any()]

@@ -13,4 +13,8 @@ size_t block_sparse_attention_forward_workspace_cuda(const BlockSparseAttentionF
                                                      const CudaMachine& machine);
 void run_block_sparse_attention_forward_cuda(const BlockSparseAttentionForwardParams& params, const CudaCall& call);
 
+size_t block_sparse_attention_backward_workspace_cuda(const BlockSparseAttentionBackwardParams& params,
+                                                      const CudaMachine& machine);
+void run_block_sparse_attention_backward_cuda(const BlockSparseAttentionBackwardParams& params, const CudaCall& call);
+
 }  // namespace tokcore

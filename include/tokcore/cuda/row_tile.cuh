@@ -53,14 +53,15 @@ TOKCORE_DEVICE void fill_rows(unsigned char* shared, unsigned thread, const T* r
   }
 }
 
-// sums += A B^T over whole rows: of A those from first_a on, of B all that the fragment has columns for.
-template <class TileA, class TileB, int kStrips, int kColumns>
+// sums += A B^T over whole rows: of A those from first_a on, of B all that the fragment has columns for. kStepsAtOnce
+// steps stand in one stretch of code: the longer it is, the more registers what is read ahead takes.
+template <class TileA, class TileB, int kStepsAtOnce = TileA::kSteps, int kStrips, int kColumns>
 TOKCORE_DEVICE void multiply_rows(StripFragment<kStrips, kColumns>& sums, const unsigned char* a, int first_a,
                                   const unsigned char* b, int lane) {
   using Mma = MmaSm80<typename TileA::Element>;
   static_assert(TileA::kColumns == TileB::kColumns && kColumns <= TileB::kRows && kColumns % 16 == 0);
   // Operands of fp32 take three times the registers: one step at a time.
-#pragma unroll(sizeof(typename TileA::Element) == 4 ? 1 : TileA::kSteps)
+#pragma unroll(sizeof(typename TileA::Element) == 4 ? 1 : kStepsAtOnce)
   for (int step = 0; step < TileA::kSteps; ++step) {
     typename Mma::PreparedA prepared[kStrips];
 #pragma unroll

@@ -54,13 +54,33 @@ BlockSparseAttentionForwardParams forward_params(const py::dict& values) {
   return params;
 }
 
+BlockSparseAttentionBackwardParams backward_params(const py::dict& values) {
+  BlockSparseAttentionBackwardParams params = {};
+  Fields fields(values);
+  fill(params, fields);
+  fill(params.grad_out, "grad_out", fields);
+  fill(params.out, "out", fields);
+  fields("lse", params.lse);
+  fields("grad_lse", params.grad_lse);
+  fields("grad_q", params.grad_q);
+  fields("grad_k", params.grad_k);
+  fields("grad_v", params.grad_v);
+  return params;
+}
+
 const Bindings bindings([](py::module_& m) {
   py::class_<BlockSparseAttentionForwardParams>(m, "BlockSparseAttentionForward").def(py::init(&forward_params));
+  py::class_<BlockSparseAttentionBackwardParams>(m, "BlockSparseAttentionBackward").def(py::init(&backward_params));
 
   m.def("workspace", &block_sparse_attention_forward_workspace_cuda);
+  m.def("workspace", &block_sparse_attention_backward_workspace_cuda);
   m.def("run", [](const BlockSparseAttentionForwardParams& params, const CudaMachine& machine, uintptr_t workspace) {
     const py::gil_scoped_release unlocked;
     run_block_sparse_attention_forward_cuda(params, {machine, pointer<void>(workspace), nullptr});
+  });
+  m.def("run", [](const BlockSparseAttentionBackwardParams& params, const CudaMachine& machine, uintptr_t workspace) {
+    const py::gil_scoped_release unlocked;
+    run_block_sparse_attention_backward_cuda(params, {machine, pointer<void>(workspace), nullptr});
   });
 });
 

@@ -236,9 +236,9 @@ SUPPORT = {
         "causal",
         "scale",
         "return_lse",
+        "gradients of q, k, v",
     )
 }
-SUPPORT["gradients of q, k, v"] = {"cpu": "yes", "cuda": "no: no CUDA kernel yet"}
 SUPPORT["second derivatives"] = {"cpu": "no", "cuda": "no"}
 SUPPORT["torch.func transforms"] = {"cpu": "no", "cuda": "no"}
 
