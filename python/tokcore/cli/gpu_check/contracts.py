@@ -7,7 +7,8 @@ hold by then; nothing waits for the GPU; work goes to the current stream; ``torc
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -16,7 +17,7 @@ import tokcore
 from tokcore.cli.gpu_check.stage import FAILED, GRACE_SECONDS, NOT_RUN, PASSED, Context, Stage, spread
 from tokcore.testing import cuda
 from tokcore.testing.numerics import compare
-from tokcore.testing.table import Case, Inputs, OpTable, Outputs
+from tokcore.testing.table import Case, OpTable, Outputs
 from tokcore.testing.worker import WorkerError, answer, load_tables, read_request, run_worker
 
 _CASES, _COMPILED_CASES = 24, 2  # per op
@@ -37,7 +38,7 @@ def same_bits(first: Outputs, second: Outputs) -> str | None:
     return None
 
 
-def overwrite(inputs: Inputs, values: Inputs) -> None:
+def overwrite(inputs: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Writes the tensors of ``values``, those of caches and trees too, into those of ``inputs``, in place."""
     with torch.no_grad():
         for name, value in values.items():
