@@ -148,10 +148,11 @@ def _prepare(
     def prepare(_: Case, inputs: Inputs) -> Callable[[], Any]:
         attend = make(inputs)
         leaves = (inputs["q"], inputs["k"], inputs["v"])
+        constants = tuple(x.detach() for x in leaves)  # FlexAttention refuses leaves on a CPU even without gradients
 
         def forward() -> dict[str, Tensor]:
             with torch.no_grad():
-                return {"out": attend(*leaves)}
+                return {"out": attend(*constants)}
 
         def training() -> dict[str, Tensor]:
             out = attend(*leaves)
