@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support import DENSITY, GRID, NUM_TOKENS, TEXT, sample, small_plan
+from paro_support import DENSITY, GRID, NUM_TOKENS, TEXT, sample, small_plan
 
 import tokcore
 from tokcore.paro import AttentionSample, ParoPlan, calibrate_paro

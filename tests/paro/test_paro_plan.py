@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from paro_support import GRID, TEXT, small_plan
 from safetensors.torch import load_file, save_file
-from support import GRID, TEXT, small_plan
 
 from tokcore.paro import ParoPlan
 from tokcore.paro.plan_file import TENSORS, _checksum

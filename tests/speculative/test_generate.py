@@ -107,7 +107,8 @@ def test_quantized_caches(model: DemoModel, cache: dict[str, Any]) -> None:
         result = generate(model, prompt, drafter=drafter, **options)
         assert same(result.tokens, plain.tokens)
     assert result.statistics.mean_accepted > 0.5
-    assert same(exact.tokens, plain.tokens) == (cache["high"] != "int4")  # codes were read
+    if cache["high"] == "int4":
+        assert not same(exact.tokens, plain.tokens)  # codes were read
 
 
 def test_budgets_only_change_the_cost(model: DemoModel) -> None:
