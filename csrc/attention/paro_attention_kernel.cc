@@ -4,6 +4,7 @@
 #include <new>
 
 #include "tokcore/attention/paro_operands.h"
+#include "tokcore/cpu/subnormals.h"
 
 namespace tokcore::cpu::TOKCORE_ISA {
 namespace {
@@ -322,6 +323,7 @@ class Attention {
         },
         [&](int, auto&& run) {
           [[maybe_unused]] typename FloatScores::Engine::WorkerState state;
+          const SubnormalsAsZero subnormals;
           run();
         });
   }
