@@ -50,9 +50,13 @@ __global__ void kv_quantize_kernel(const CodesWork<KvQuantizeParams> work) {
   const int64_t first_scale = item * (p.num_tokens * p.head_dim / p.scheme.group) + first * head_dim / p.scheme.group;
   const int64_t row_bytes = code_bytes(p.head_dim, p.scheme.bits);
   uint8_t* packed = p.packed + (item * p.num_tokens + first) * row_bytes;
+  const cuda::RowRules rules = rules_of(p, item, work.norm);
   cuda::quantize_panel(
-      scratch, tokens, head_dim, p.scheme, rules_of(p, item, work.norm),
-      [&](int token, int channel) { return cuda::to_float(x[token * p.stride_token + channel]); },
+      scratch, tokens, head_dim, p.scheme,
+      [&](int token, float* row) {
+        const T* from = x + token * p.stride_token;
+        cuda::prepare_row([&](int channel) { return cuda::to_float(from[channel]); }, head_dim, rules, row, lane);
+      },
       [&](int row, int column, const cuda::GroupScale& made) {
         const int64_t at = first_scale + row * groups + column;
         p.scale[at] = made.scale;

@@ -2,8 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "core/threads.h"
-#include "kv_cache/cache_check.h"
-#include "tokcore/kv_cache/kv_retier.h"
+#include "kv_cache/kv_retier_check.h"
 
 namespace tokcore::kv_cache {
 namespace {
@@ -60,20 +59,7 @@ void kv_retier(const Tensor& scores, const Tensor& high_pages, const Tensor& len
                                k_channel_scale, v_channel_scale, k_axis, rotate};
   const CacheChecker cache(check, tensors);
   const KvCacheParams& layer = cache.params();
-  check.require(!high.empty(), "high", "a tier", "none");
-  check.require(!low.empty(), "low", "a tier", "none");
-  check.require(layer.tiers[kHighTier].positions != nullptr || high[kKPages].numel() == 0, "high.positions",
-                "a list of positions", "an empty one");
-  check.require(layer.tiers[kLowTier].positions != nullptr || low[kKPages].numel() == 0, "low.positions",
-                "a list of positions", "an empty one");
-  check.dtype(scores, "scores", ScalarType::Float);
-  check.dtype(high_pages, "high_pages", ScalarType::Int);
-  check.same_device(scores, "scores", cache.window(), "recent.window_k");
-  check.same_device(high_pages, "high_pages", cache.window(), "recent.window_k");
-  check.rank(scores, "scores", 3);
-  check.shape(scores, "scores", {layer.num_sequences, layer.num_heads, scores.size(2)}, "[B, Hkv, N]");
-  check.shape(high_pages, "high_pages", {layer.num_sequences}, "B");
-  check.unit_last_stride(scores, "scores");
+  check_retier_tensors(check, tensors, cache, scores, high_pages);
   cache.check_values();
   const Tensor dense_high = torch::stable::contiguous(high_pages);
   const int32_t* wanted = core::data_of<int32_t>(dense_high);
@@ -93,13 +79,7 @@ void kv_retier(const Tensor& scores, const Tensor& high_pages, const Tensor& len
     check_positions(check, layer, b);
   }
   for (const KvTierName name : kTiers) check_pages_are_apart(check, layer, name, wanted);
-  KvRetierParams params = {};
-  params.cache = layer;
-  params.scores = core::data_of<float>(scores);
-  params.stride_scores_sequence = scores.stride(0);
-  params.stride_scores_head = scores.stride(1);
-  params.high_pages = wanted;
-  run_kv_retier_cpu(params, core::torch_threads());
+  run_kv_retier_cpu(retier_params(layer, scores, dense_high), core::torch_threads());
 }
 
 }  // namespace

@@ -49,6 +49,18 @@ TOKCORE_DEVICE void pack_value_page(const uint8_t* codes, int page_size, int hea
   }
 }
 
+// Codes into a page of keys or values; ends with a barrier.
+TOKCORE_DEVICE void pack_page(const KvCacheParams& cache, const KvPages& pages, bool keys, const uint8_t* codes,
+                              uint8_t* page) {
+  const int page_size = static_cast<int>(cache.page_size), head_dim = static_cast<int>(cache.head_dim);
+  if (keys) {
+    pack_key_page(codes, page_size, head_dim, pages.scheme.bits, page);
+  } else {
+    pack_value_page(codes, page_size, head_dim, pages.scheme.bits, page);
+  }
+  __syncthreads();
+}
+
 TOKCORE_DEVICE const float* channel_scale_of(const KvCacheParams& cache, bool keys, int64_t head) {
   const float* scale = keys ? cache.k_channel_scale : cache.v_channel_scale;
   return scale == nullptr ? nullptr : scale + head * cache.head_dim;
@@ -77,21 +89,21 @@ TOKCORE_DEVICE void write_page(const KvCacheParams& cache, const KvTier& tier, b
     return;
   }
   const cuda::PanelScratch scratch(shared, static_cast<int>(blockDim.x) / 32, head_dim);
+  const cuda::RowRules rules = {channel_scale_of(cache, keys, head), cache.rotates, norm};
+  const int lane = static_cast<int>(threadIdx.x) % 32;
   cuda::quantize_panel(
-      scratch, page_size, head_dim, pages.scheme, {channel_scale_of(cache, keys, head), cache.rotates, norm},
-      [&](int token, int channel) { return cuda::to_float(load(token, channel)); },
+      scratch, page_size, head_dim, pages.scheme,
+      [&](int token, float* row) {
+        cuda::prepare_row([&](int channel) { return cuda::to_float(load(token, channel)); }, head_dim, rules, row,
+                          lane);
+      },
       [&](int row, int column, const cuda::GroupScale& made) {
         const int64_t at = place * pages.head_scales + scale_in_page(cache, pages.scheme, row, column);
         pages.scale[at] = made.scale;
         if (pages.zero != nullptr) pages.zero[at] = made.zero;
       },
       [&](int token) { return scratch.codes + token * head_dim; }, [](int) {});
-  if (keys) {
-    pack_key_page(scratch.codes, page_size, head_dim, pages.scheme.bits, data);
-  } else {
-    pack_value_page(scratch.codes, page_size, head_dim, pages.scheme.bits, data);
-  }
-  __syncthreads();
+  pack_page(cache, pages, keys, scratch.codes, data);
 }
 
 }  // namespace tokcore::kv_cache

@@ -268,6 +268,38 @@ def kv_append(
     arrays.finish()
 
 
+def kv_retier(
+    scores: Tensor,
+    high_pages: Tensor,
+    lengths: Tensor,
+    window_starts: Tensor,
+    recent: Sequence[Tensor],
+    high: Sequence[Tensor],
+    low: Sequence[Tensor],
+    k_channel_scale: Tensor | None = None,
+    v_channel_scale: Tensor | None = None,
+    *,
+    k_axis: str = "token",
+    rotate: bool = False,
+) -> None:
+    """``tokcore::kv_retier``."""
+    if scores.numel() == 0:
+        return
+    arrays = Arrays()
+    tensors = (lengths, window_starts, recent, high, low, k_channel_scale, v_channel_scale)
+    fields: dict[str, Any] = {
+        "cache": cache_fields(arrays, *tensors, k_axis, rotate, ("state", "tiers")),
+        "scores": arrays.rows(scores, "scores"),
+        "stride_scores_sequence": scores.stride(0),
+        "stride_scores_head": scores.stride(1),
+        "num_positions": scores.size(2),
+        "high_pages": arrays.give(high_pages, "high_pages"),
+    }
+    params = simt.KvRetier(fields)
+    simt.run(params, arrays.workspace(simt.workspace(params)))
+    arrays.finish()
+
+
 def decode_attention(
     q: Tensor,
     lengths: Tensor,
@@ -368,6 +400,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "kv_quantize": kv_quantize,
     "kv_dequantize": kv_dequantize,
     "kv_append": kv_append,
+    "kv_retier": kv_retier,
     "decode_attention": decode_attention,
     "kv_saliency": kv_saliency,
 }

@@ -159,24 +159,21 @@ struct PanelScratch {
 };
 
 // Quantizes `tokens` rows by all warps of a block; with axis channel a multiple of the group.
-//   load(token, channel)           a number
+//   prepare(token, row)            by a warp: a row as it is to be quantized, between barriers of the warp
 //   keep_scale(row, column, scale) the scale of token `row`, group `column`, or of token group `row`, channel `column`
 //   codes_of(token)                where D codes go, a byte each
 //   after_row(token)               by a warp, once it has made a row's codes
 // Ends with a barrier.
-template <class Load, class KeepScale, class CodesOf, class AfterRow>
+template <class Prepare, class KeepScale, class CodesOf, class AfterRow>
 TOKCORE_DEVICE void quantize_panel(const PanelScratch& scratch, int tokens, int head_dim, const QuantScheme& scheme,
-                                   const RowRules& rules, Load&& load, KeepScale&& keep_scale, CodesOf&& codes_of,
+                                   Prepare&& prepare, KeepScale&& keep_scale, CodesOf&& codes_of,
                                    AfterRow&& after_row) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int warps = static_cast<int>(blockDim.x) / 32, group = static_cast<int>(scheme.group);
   float* row = scratch.rows + warp * head_dim;
-  const auto prepare = [&](int token) {
-    prepare_row([&](int channel) { return load(token, channel); }, head_dim, rules, row, lane);
-  };
   if (scheme.axis == QuantAxis::kToken) {
     for (int token = warp; token < tokens; token += warps) {
-      prepare(token);
+      prepare(token, row);
       uint8_t* codes = codes_of(token);
       // Wide groups are a warp's work, narrow ones a lane's.
       const bool wide = group >= 32;
@@ -205,7 +202,7 @@ TOKCORE_DEVICE void quantize_panel(const PanelScratch& scratch, int tokens, int 
       scratch.high[i] = Extremes().greatest;
     }
     for (int token = first; token < first + group; token += warps) {
-      if (token + warp < first + group) prepare(token + warp);
+      if (token + warp < first + group) prepare(token + warp, row);
       __syncthreads();
       const int present = first + group - token < warps ? first + group - token : warps;
       for (int i = static_cast<int>(threadIdx.x); i < head_dim; i += static_cast<int>(blockDim.x)) {
@@ -231,7 +228,7 @@ TOKCORE_DEVICE void quantize_panel(const PanelScratch& scratch, int tokens, int 
     }
     __syncthreads();
     for (int token = first + warp; token < first + group; token += warps) {
-      prepare(token);
+      prepare(token, row);
       uint8_t* codes = codes_of(token);
       for (int i = lane; i < head_dim; i += 32) {
         codes[i] = static_cast<uint8_t>(make_code(row[i], scratch.low[i], scratch.high[i], scheme));

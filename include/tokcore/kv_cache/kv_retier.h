@@ -11,6 +11,7 @@ struct KvRetierParams {
   KvCacheParams cache;                                 // both tiers with positions
   const float* scores;                                 // [B, Hkv, N] by position
   int64_t stride_scores_sequence, stride_scores_head;  // elements; positions are dense
+  int64_t num_positions;                               // N
   const int32_t* high_pages;                           // [B] pages of the high tier afterwards
 };
 

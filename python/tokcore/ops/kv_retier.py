@@ -105,7 +105,13 @@ def kv_retier(
     Raises:
         TypeError: a wrong type or dtype. ValueError: a wrong shape or value, not exactly one of ``ratio`` and ``mass``,
             a cache without two tiers, a mass whose tokens the high tier has no room for, a page table or a list of
-            positions that is not as kv_append left it. Nothing is changed then.
+            positions that is not as kv_append left it. Nothing is changed then. On CUDA, what page tables, positions,
+            lengths or channel scales hold does not raise, as that would wait for the kernels: the device refuses the
+            call as a whole, the layer stays as it was, and the result says so.
+
+    On CUDA the function waits for the GPU, to read how many pages there are, and with ``mass`` the scores;
+    ``torch.ops.tokcore.kv_retier``, which takes the numbers of pages as a tensor, waits for nothing. It takes memory
+    for a copy of the layer's pages.
 
     Reads and writes the layer's pages once. Bitwise repeatable whatever the thread count.
 
@@ -151,4 +157,4 @@ def kv_retier(
         torch.ops.tokcore.kv_retier(dense, wanted, *operands, k_axis=cache.k_axis, rotate=cache.rotate)
     except RuntimeError as error:
         raise checks.value_error("kv_retier", error) from None
-    return wanted * cache.page_size
+    return high.page_counts * cache.page_size

@@ -82,8 +82,9 @@ TABLE = OpTable(
     run=run,
     reference=reference,
     composition=reference,  # nothing is rounded but by the rules
+    waits=True,
     support={
-        option: {"cpu": "yes", "cuda": "no: no CUDA kernel yet"}
+        option: {"cpu": "yes", "cuda": "yes"}
         for option in ("float32, bfloat16, float16", "ratio", "mass", "codes or numbers in either tier")
     },
 )
