@@ -35,6 +35,8 @@ struct BackwardTileSm80 {
   static constexpr int kPartColumns = kHeadDim / kParts;
   static constexpr int kWarpsOfPart = kRows / 16;
   static constexpr int kThreads = 32 * kWarpsOfPart * kParts;
+  // Short rows: three blocks to a multiprocessor, which is 168 registers a thread.
+  static constexpr int kStepsAtOnce = kHeadDim == 64 ? 2 : 4;
 
   using Owned = cuda::RowTile<T, kRows, kHeadDim>;
   using Walked = cuda::RowTile<T, kWalked, kHeadDim>;
@@ -144,12 +146,16 @@ __global__ void __launch_bounds__(BackwardTileSm80<T, kHeadDim, kOwnsKeys>::kThr
     Scores weights, gradients;
     weights.clear();
     gradients.clear();
-    cuda::multiply_rows<typename Tile::Owned, typename Tile::Walked, 4>(weights, own1, warp_row, rows1, lane);
-    cuda::multiply_rows<typename Tile::Owned, typename Tile::Walked, 4>(gradients, own2, warp_row, rows2, lane);
+    cuda::multiply_rows<typename Tile::Owned, typename Tile::Walked, Tile::kStepsAtOnce>(weights, own1, warp_row, rows1,
+                                                                                         lane);
+    cuda::multiply_rows<typename Tile::Owned, typename Tile::Walked, Tile::kStepsAtOnce>(gradients, own2, warp_row,
+                                                                                         rows2, lane);
 
     // Weights and gradients of scores. lse and delta are padded to whole tiles.
     const int64_t head_row = (static_cast<int64_t>(owned.batch) * shape.num_heads + query_head) * task.padded_rows;
-    const int first_query = kOwnsKeys ? first : first_row, first_key = kOwnsKeys ? first_row : first;
+    // What follows from the owner's row is made here again: kept over the loop it costs a register too many.
+    const int own_row = cuda::ptx::forget(first_row);
+    const int first_query = kOwnsKeys ? first : own_row, first_key = kOwnsKeys ? own_row : first;
     const int seen = key_length - query_length + first_query - first_key;  // key <= query + seen, both in the tile
     const float* lse = task.lse + head_row + first_query;
     const float* delta = task.delta + head_row + first_query;
