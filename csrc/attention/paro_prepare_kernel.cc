@@ -129,10 +129,10 @@ class Prepare {
 
  private:
   void plan(Arena& arena) {
-    const int64_t D = shape_.head_dim;
-    if (params_.k_mean != nullptr) sums_ = arena.take<float>(pairs_ * chunks_ * D);
+    const int64_t width = shape_.code_dim();
+    if (params_.k_mean != nullptr) sums_ = arena.take<float>(pairs_ * chunks_ * width);
     if (params_.v_scale != nullptr) {
-      mosts_ = arena.take<uint32_t>(pairs_ * chunks_ * D);
+      mosts_ = arena.take<uint32_t>(pairs_ * chunks_ * width);
       inverses_ = arena.take<float>(pairs_ * shape_.value_dim());
     }
     orders_ = arena.take<int32_t>(kParoOrders * shape_.length);
@@ -152,35 +152,33 @@ class Prepare {
     }
   }
 
-  const T* row(const HeadsView& view, int64_t batch, int64_t head, int64_t token) const {
-    return view.head<T>(batch, head) + token * view.stride_row;
-  }
   int64_t kept_of(int64_t chunk) const { return min(shape_.length - chunk * kParoGroup, kParoGroup); }
 
   // Of 64 tokens in their own order: the sum of the rotated keys, the greatest value of each channel.
   void survey(int64_t item, int worker) {
-    const int64_t pair = item / chunks_, chunk = item % chunks_, D = shape_.head_dim;
+    const int64_t pair = item / chunks_, chunk = item % chunks_, width = shape_.code_dim();
     const int64_t batch = pair / shape_.num_kv_heads, head = pair % shape_.num_kv_heads;
-    float* x = blocks_ + worker * block_elements();
-    float* sum = sums_ == nullptr ? nullptr : sums_ + item * D;
-    int32_t* most = mosts_ == nullptr ? nullptr : reinterpret_cast<int32_t*>(mosts_ + item * D);
-    for (int64_t i = 0; i < D; ++i) {
-      if (sum != nullptr) sum[i] = 0.0f;
-      if (most != nullptr) most[i] = 0;
-    }
-    for (int64_t i = 0; i < kept_of(chunk); ++i) {
-      const int64_t token = chunk * kParoGroup + i;
-      if (sum != nullptr) {
-        load_row(row(params_.k, batch, head, token), D, x);
-        rotate_row(params_.rotation, token, D, x);
-        for (int64_t d = 0; d < D; ++d) sum[d] = sum[d] + x[d];
-      }
-      if (most != nullptr) {
-        load_row(row(params_.v, batch, head, token), D, x);
-        for (int64_t d = 0; d < D; ++d) {
-          const int32_t bits = static_cast<int32_t>(float_bits(x[d]) & 0x7fffffff);
-          most[d] = bits > most[d] ? bits : most[d];
+    float* block = blocks_ + worker * block_elements();
+    constexpr int kVectors = MostOf64::kVectors;
+    if (sums_ != nullptr) {
+      load_block(params_.k, batch, head, nullptr, chunk, true, block);
+      for (int64_t first = 0; first < width; first += 64) {
+        Vec sum[kVectors];
+        for (Vec& lanes : sum) lanes = Vec(0.0f);
+        for (int64_t i = 0; i < kept_of(chunk); ++i) {
+          const float* x = block + i * width + first;
+          for (int j = 0; j < kVectors; ++j) sum[j] = sum[j] + Vec::load(x + j * Vec::kLanes);
         }
+        for (int j = 0; j < kVectors; ++j) sum[j].store(sums_ + item * width + first + j * Vec::kLanes);
+      }
+    }
+    if (mosts_ != nullptr) {
+      load_block(params_.v, batch, head, nullptr, chunk, false, block);
+      for (int64_t first = 0; first < width; first += 64) {
+        MostOf64 most;
+        most.clear();
+        for (int64_t i = 0; i < kept_of(chunk); ++i) most.raise_all(block + i * width + first);
+        most.store(mosts_ + item * width + first);
       }
     }
   }
@@ -190,7 +188,7 @@ class Prepare {
     if (sums_ != nullptr) {
       double total[kMostHeadDim] = {};
       for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
-        for (int64_t d = 0; d < D; ++d) total[d] += sums_[(pair * chunks_ + chunk) * D + d];
+        for (int64_t d = 0; d < D; ++d) total[d] += sums_[(pair * chunks_ + chunk) * shape_.code_dim() + d];
       }
       for (int64_t d = 0; d < D; ++d) {
         params_.k_mean[pair * D + d] = static_cast<float>(total[d] / static_cast<double>(shape_.length));
@@ -200,7 +198,7 @@ class Prepare {
       for (int64_t d = 0; d < D; ++d) {
         uint32_t most = 0;
         for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
-          const uint32_t other = mosts_[(pair * chunks_ + chunk) * D + d];
+          const uint32_t other = mosts_[(pair * chunks_ + chunk) * shape_.code_dim() + d];
           most = other > most ? other : most;
         }
         const ParoScale found = paro_scale(most, params_.pv);
@@ -215,22 +213,21 @@ class Prepare {
     return params_.k_mean == nullptr ? nullptr : params_.k_mean + pair * shape_.head_dim;
   }
 
-  // Rotated rows of 64 positions, [64][Dq] padded by zeros.
-  void load_block(const HeadsView& view, int64_t batch, int64_t head, int64_t kv_head, int64_t chunk, bool rotates,
+  const int32_t* order_of(int64_t kv_head) const { return orders_ + params_.permutation[kv_head] * shape_.length; }
+
+  // Rows of 64 positions of an order, without one of 64 tokens, [64][Dq] padded by zeros.
+  void load_block(const HeadsView& view, int64_t batch, int64_t head, const int32_t* order, int64_t chunk, bool rotates,
                   float* block) const {
-    const int64_t D = shape_.head_dim, width = shape_.code_dim();
-    const int32_t* order = orders_ + params_.permutation[kv_head] * shape_.length;
-    for (int64_t i = 0; i < kParoGroup; ++i) {
+    const int64_t D = shape_.head_dim, width = shape_.code_dim(), kept = kept_of(chunk);
+    const T* rows = view.head<T>(batch, head);
+    for (int64_t i = 0; i < kept; ++i) {
+      const int64_t position = chunk * kParoGroup + i, token = order == nullptr ? position : order[position];
       float* x = block + i * width;
-      int64_t filled = 0;
-      if (i < kept_of(chunk)) {
-        const int64_t token = order[chunk * kParoGroup + i];
-        load_row(row(view, batch, head, token), D, x);
-        if (rotates) rotate_row(params_.rotation, token, D, x);
-        filled = D;
-      }
-      for (int64_t d = filled; d < width; ++d) x[d] = 0.0f;
+      load_row(rows + token * view.stride_row, D, x);
+      if (rotates) rotate_row(params_.rotation, token, D, x);
+      for (int64_t d = D; d < width; ++d) x[d] = 0.0f;
     }
+    for (int64_t i = kept * width; i < kParoGroup * width; ++i) block[i] = 0.0f;
   }
 
   void store_rows(const float* block, const float* inverses, int64_t step, void* codes, int64_t first_row) const {
@@ -253,7 +250,7 @@ class Prepare {
     const int64_t batch = head_of_batch / shape_.num_heads, head = head_of_batch % shape_.num_heads;
     const int64_t kv_head = head / shape_.group_size();
     float* block = blocks_ + worker * block_elements();
-    load_block(params_.q, batch, head, kv_head, chunk, true, block);
+    load_block(params_.q, batch, head, order_of(kv_head), chunk, true, block);
     if (params_.mean_score != nullptr) {
       const float* mean = mean_of(batch * shape_.num_kv_heads + kv_head);
       float* score = params_.mean_score + head_of_batch * shape_.length + chunk * kParoGroup;
@@ -261,14 +258,41 @@ class Prepare {
     }
     float inverses[kParoGroup];
     if (is_quantized(params_.qk)) {
-      float* scale = params_.q_scale + head_of_batch * shape_.padded_length() + chunk * kParoGroup;
-      for (int64_t i = 0; i < kParoGroup; ++i) {
-        const ParoScale found = paro_scale(raise_most(0, block + i * width, D), params_.qk);
-        scale[i] = found.scale;
-        inverses[i] = found.inverse;
-      }
+      make_row_scales(block, params_.q_scale + head_of_batch * shape_.padded_length() + chunk * kParoGroup, inverses);
     }
     store_rows(block, inverses, 1, params_.q_codes, head_of_batch * shape_.padded_length() + chunk * kParoGroup);
+  }
+
+  // Scales of 64 rows; their maxima are turned so that 16 rows lie in lanes.
+  void make_row_scales(const float* block, float* scales, float* inverses) const {
+    const int64_t width = shape_.code_dim();
+    uint32_t bits[kParoGroup];
+    for (int64_t first = 0; first < kParoGroup; first += 16) {
+#if defined(__AVX512F__)
+      __m512i mosts[16];
+#endif
+      for (int64_t i = 0; i < 16; ++i) {
+        MostOf64 most;
+        most.clear();
+        for (int64_t d = 0; d < width; d += 64) most.raise_all(block + (first + i) * width + d);
+#if defined(__AVX512F__)
+        mosts[i] = most.in_16_lanes();
+      }
+      transpose_16x16_dwords(mosts);
+      for (int half = 8; half > 0; half /= 2) {
+        for (int i = 0; i < half; ++i) mosts[i] = _mm512_max_epu32(mosts[i], mosts[i + half]);
+      }
+      _mm512_storeu_si512(bits + first, mosts[0]);
+#else
+        bits[first + i] = most.total();
+      }
+#endif
+    }
+    for (int64_t i = 0; i < kParoGroup; ++i) {
+      const ParoScale found = paro_scale(bits[i], params_.qk);
+      scales[i] = found.scale;
+      inverses[i] = found.inverse;
+    }
   }
 
   static float dot(const float* a, const float* b, int64_t size) {
@@ -283,29 +307,44 @@ class Prepare {
   }
 
   void make_keys(int64_t pair, int64_t chunk, int worker) {
-    const int64_t D = shape_.head_dim, width = shape_.code_dim();
     const int64_t batch = pair / shape_.num_kv_heads, head = pair % shape_.num_kv_heads;
     float* block = blocks_ + worker * block_elements();
-    load_block(params_.k, batch, head, head, chunk, true, block);
-    if (const float* mean = mean_of(pair)) {
-      for (int64_t i = 0; i < kept_of(chunk); ++i) {
-        for (int64_t d = 0; d < D; ++d) block[i * width + d] = block[i * width + d] - mean[d];
-      }
-    }
+    load_block(params_.k, batch, head, order_of(head), chunk, true, block);
+    const uint32_t most = smooth_rows(mean_of(pair), kept_of(chunk), block);
     float inverse = 0.0f;
     if (is_quantized(params_.qk)) {
-      const ParoScale found = paro_scale(raise_most(0, block, kParoGroup * width), params_.qk);
+      const ParoScale found = paro_scale(most, params_.qk);
       params_.k_scale[pair * chunks_ + chunk] = found.scale;
       inverse = found.inverse;
     }
     store_rows(block, &inverse, 0, params_.k_codes, pair * shape_.padded_length() + chunk * kParoGroup);
   }
 
+  // Subtracts the mean, if there is one; the greatest |x| as bits.
+  uint32_t smooth_rows(const float* mean, int64_t num_rows, float* block) const {
+    const int64_t D = shape_.head_dim, width = shape_.code_dim();
+    float means[kMostHeadDim] = {};
+    if (mean != nullptr) __builtin_memcpy(means, mean, static_cast<size_t>(D) * sizeof(float));
+    MostOf64 most;
+    most.clear();
+    for (int64_t first = 0; first < width; first += 64) {
+      for (int64_t i = 0; i < num_rows; ++i) {
+        float* row = block + i * width + first;
+        for (int j = 0; j < MostOf64::kVectors; ++j) {
+          const Vec x = Vec::load(row + j * Vec::kLanes) - Vec::load(means + first + j * Vec::kLanes);
+          x.store(row + j * Vec::kLanes);
+          most.raise(j, x);
+        }
+      }
+    }
+    return most.total();
+  }
+
   void make_values(int64_t pair, int64_t chunk, int worker) {
     const int64_t width = shape_.code_dim();
     const int64_t batch = pair / shape_.num_kv_heads, head = pair % shape_.num_kv_heads;
     float* block = blocks_ + worker * block_elements();
-    load_block(params_.v, batch, head, head, chunk, false, block);
+    load_block(params_.v, batch, head, order_of(head), chunk, false, block);
     const int64_t block_bytes = shape_.value_block_bytes(params_.pv);
     uint8_t* to = static_cast<uint8_t*>(params_.v_codes) + (pair * chunks_ + chunk) * block_bytes;
     if (params_.pv == ParoFormat::kBf16) {
@@ -315,6 +354,12 @@ class Prepare {
     }
     const float* inverses = inverses_ + pair * shape_.value_dim();
     for (int64_t first = 0; first < shape_.value_dim(); first += kChannels) {
+#if defined(__AVX512F__)
+      if (params_.pv == ParoFormat::kInt8) {
+        make_byte_lines(block + first, inverses + first, to + first * kParoGroup);
+        continue;
+      }
+#endif
       uint32_t words[kChannels][kChannels];  // [4 positions][channel]
       switch (params_.pv) {
         case ParoFormat::kFp8:
@@ -329,6 +374,26 @@ class Prepare {
       store_words(words, to + first * (block_bytes / shape_.value_dim()));
     }
   }
+
+#if defined(__AVX512F__)
+  // A line of the 8-bit codes of 64 positions for each of 16 channels.
+  void make_byte_lines(const float* block, const float* inverses, uint8_t* to) const {
+    const int64_t width = shape_.code_dim();
+    const Vec factors = Vec::load(inverses);
+    const __mmask16 used = _mm512_cmp_ps_mask(factors.v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+    const __m512i turned = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    __m512i words[kChannels];
+    for (int quad = 0; quad < kChannels; ++quad) {
+      const float* x = block + quad * 4 * width;
+      const __m512i packed = pack_lanes(
+          rounded_lanes(Vec::load(x), factors), rounded_lanes(Vec::load(x + width), factors),
+          rounded_lanes(Vec::load(x + 2 * width), factors), rounded_lanes(Vec::load(x + 3 * width), factors));
+      words[quad] = _mm512_maskz_mov_epi32(used, _mm512_shuffle_epi8(packed, turned));
+    }
+    transpose_16x16_dwords(words);
+    for (int i = 0; i < kChannels; ++i) _mm512_storeu_si512(to + i * kParoGroup, words[i]);
+  }
+#endif
 
   // Codes of 64 positions of 16 channels, four positions to a word.
   template <class Code>
@@ -380,8 +445,8 @@ class Prepare {
   const ParoShape& shape_;
   int64_t chunks_;             // of 64 tokens or positions
   int64_t pairs_;              // (batch, key head)
-  float* sums_ = nullptr;      // [pairs][chunks][D]
-  uint32_t* mosts_ = nullptr;  // [pairs][chunks][D]
+  float* sums_ = nullptr;      // [pairs][chunks][Dq]
+  uint32_t* mosts_ = nullptr;  // [pairs][chunks][Dq]
   float* inverses_ = nullptr;  // [pairs][Dv] of the values' scales
   int32_t* orders_ = nullptr;  // [6][N] token of every position, for the codes in use
   float* blocks_ = nullptr;    // [threads][64][Dq]
