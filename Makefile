@@ -77,7 +77,7 @@ everything: $(BUILD)/build.ninja $(STAMP_EDITABLE)
 
 # ---- work -----------------------------------------------------------------------------------------------------------
 
-demo: build ## train a small language model with tokcore's loss, score held-out text (QUICK=1: ninety seconds)
+demo: build ## four acts: a language model's loss, sparse attention, KV caches, token trees (QUICK=1: ninety seconds)
 	$(BIN)/tokcore demo $(if $(QUICK),--quick) $(DEMO_ARGS)
 
 test: everything ## the whole suite; with nvcc every CUDA target is compiled too

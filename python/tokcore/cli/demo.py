@@ -19,7 +19,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch's pool.")] = None,
 ) -> None:
-    """Train a small language model with tokcore's loss and with the eager one, then read held-out text with it."""
+    """Play four acts on real input: the loss, sparse attention, caches of few bits, token trees."""
     if out.exists() and not out.is_dir():
         arguments.fail(f"cannot write into {out}: it is not a folder")
     if threads is not None:

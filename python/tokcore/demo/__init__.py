@@ -1,4 +1,7 @@
-"""The demo: train a small language model with tokcore's loss and with the eager loss, then read held-out text with it.
+"""The demo, in four acts on real input.
+
+A small model is trained with tokcore's loss and with the eager one; a video is attended sparsely; the model generates
+over caches of few bits; and it writes several tokens a step from token trees.
 
 :func:`run_demo` is what ``tokcore demo`` calls. It needs the extra ``tokcore[demo]``.
 """
@@ -28,7 +31,7 @@ def run_demo(
     root: Path | None = None,
     console: Console | None = None,
 ) -> int:
-    """Run the demo and return its exit code: 0, or 1 when the loss curves disagree by more than bf16 rounding.
+    """Run the demo and return its exit code: 0, or 1 when something that an act demonstrates does not hold.
 
     Args:
         quick: fewer training steps, for continuous integration.
