@@ -103,8 +103,7 @@ class FmaAttention {
     for (int64_t d = 0; d < D; d += kWidth) {
       Vec sums[kQuad][2];
       for (int64_t row = 0; row < kQuad; ++row) {
-        sums[row][0] = Vec::load(out + row * D + d);
-        sums[row][1] = Vec::load(out + row * D + d + Vec::kLanes);
+        sums[row][0] = sums[row][1] = Vec(0.0f);  // a segment's sums apart: short sums round less
       }
       for (int64_t token = 0; token < tokens; ++token) {
         const Vec left = Vec::load(values + token * D + d), right = Vec::load(values + token * D + d + Vec::kLanes);
@@ -116,8 +115,9 @@ class FmaAttention {
         }
       }
       for (int64_t row = 0; row < kQuad; ++row) {
-        sums[row][0].store(out + row * D + d);
-        sums[row][1].store(out + row * D + d + Vec::kLanes);
+        float* to = out + row * D + d;
+        (Vec::load(to) + sums[row][0]).store(to);
+        (Vec::load(to + Vec::kLanes) + sums[row][1]).store(to + Vec::kLanes);
       }
     }
   }
