@@ -98,8 +98,8 @@ STABLE_TORCH_LIBRARY(tokcore, m) {
   // One layer of a cache is lengths [B], window_starts [B], recent = [window_k, window_v [B, Hkv, W, D], sink_k, sink_v
   // [B, Hkv, S, D]] and up to two tiers, high and low, each none or nine tensors: k_pages, v_pages [P, Hkv, page size,
   // D] or bytes of codes [P, Hkv, page size, D * bits / 8], k_scale, k_zero, v_scale, v_zero [P, Hkv, D / group, page
-  // size] (keys with k_axis 'channel': [P, Hkv, page size / group, D]; empty zeros: symmetric), page_table [B, width],
-  // page_counts [B], positions [P, Hkv, page size] or empty.
+  // size] (with k_axis or v_axis 'channel': [P, Hkv, page size / group, D]; empty zeros: symmetric), page_table [B,
+  // width], page_counts [B], positions [P, Hkv, page size] or empty.
 
   // Puts tokens k, v [T, Hkv, D] into the slots sequence * capacity + position; pages that leave the windows are
   // quantized. Nothing is written if anything is wrong.
@@ -107,7 +107,7 @@ STABLE_TORCH_LIBRARY(tokcore, m) {
       "kv_append(Tensor k, Tensor v, Tensor slot_mapping, Tensor(a!) lengths, Tensor(b!) window_starts, "
       "Tensor(c!)[] recent, Tensor(d!)[] high, Tensor(e!)[] low, Tensor? k_channel_scale=None, "
       "Tensor? v_channel_scale=None, *, int capacity, int residual, int page_size, str k_axis='token', "
-      "bool rotate=False) -> ()");
+      "str v_axis='token', bool rotate=False) -> ()");
 
   // Attention of q [B, M, H, D] over a cache: out [B, M, H, D] and lse [B, H, M] (empty unless asked for). With a tree,
   // the queries are its nodes: ancestor words [B, M, ceil(M / 64)], depths [B, M] and counts [B] as tree_links has
@@ -116,7 +116,7 @@ STABLE_TORCH_LIBRARY(tokcore, m) {
       "decode_attention(Tensor q, Tensor lengths, Tensor window_starts, Tensor[] recent, Tensor[] high, Tensor[] low, "
       "Tensor? k_channel_scale=None, Tensor? v_channel_scale=None, Tensor? tree_ancestors=None, "
       "Tensor? tree_depths=None, Tensor? tree_counts=None, *, float scale, float? softcap=None, int? window=None, "
-      "str k_axis='token', bool rotate=False, bool return_lse=False) -> (Tensor out, Tensor lse)");
+      "str k_axis='token', str v_axis='token', bool rotate=False, bool return_lse=False) -> (Tensor out, Tensor lse)");
 
   // Attention that tokens k [B, N, Hkv, D] get from probes q_probe [B, T, H, D], which see the positions up to
   // probe_positions [B, T] (below 0: no probe): reduced over probes and the heads of a group, [B, Hkv, N]. lse [B, H,
@@ -130,7 +130,7 @@ STABLE_TORCH_LIBRARY(tokcore, m) {
   m.def(
       "kv_retier(Tensor scores, Tensor high_pages, Tensor lengths, Tensor window_starts, Tensor[] recent, "
       "Tensor(a!)[] high, Tensor(b!)[] low, Tensor? k_channel_scale=None, Tensor? v_channel_scale=None, *, "
-      "str k_axis='token', bool rotate=False) -> ()");
+      "str k_axis='token', str v_axis='token', bool rotate=False) -> ()");
 
   // Keeps accepted_nodes [B, K] (accepted_counts [B] of them, a path of the trees parents [B, N], counts [B]) of the
   // trees whose nodes are the last tokens of every sequence; the other nodes are dropped. The cache's tensors are those
@@ -138,7 +138,8 @@ STABLE_TORCH_LIBRARY(tokcore, m) {
   m.def(
       "kv_compact(Tensor accepted_nodes, Tensor accepted_counts, Tensor tree_parents, Tensor tree_counts, "
       "Tensor(a!) lengths, Tensor(b!) window_starts, Tensor(c!)[] recent, Tensor(d!)[] high, Tensor(e!)[] low, "
-      "Tensor? k_channel_scale=None, Tensor? v_channel_scale=None, *, str k_axis='token', bool rotate=False) -> ()");
+      "Tensor? k_channel_scale=None, Tensor? v_channel_scale=None, *, str k_axis='token', str v_axis='token', "
+      "bool rotate=False) -> ()");
 
   // Token trees: B trees of up to N nodes, parents [B, N] int32 (-1 for the root, node 0; else a node before its own),
   // counts [B] int32 nodes that a tree has. Ancestors as bits, [B, N, ceil(N / 64)] int64 (a node is its own), depths,

@@ -40,6 +40,7 @@ struct CacheArguments {
   const std::optional<Tensor>& k_channel_scale;
   const std::optional<Tensor>& v_channel_scale;
   const std::string& k_axis;
+  const std::string& v_axis;
   bool rotates;
 };
 
@@ -90,6 +91,7 @@ class CacheChecker {
       check_.require(count == 0 || count == kTierTensors, name == kHighTier ? "high" : "low", "0 or 9 tensors", count);
     }
     check_axis(check_, a_.k_axis, "k_axis");
+    check_axis(check_, a_.v_axis, "v_axis");
   }
 
   void check_types() const {
@@ -190,7 +192,7 @@ class CacheChecker {
     made.num_pages = num_pages;
     made.table_width = width;
     made.keys = check_pages(name, kKPages, num_pages, a_.k_axis);
-    made.values = check_pages(name, kVPages, num_pages, "token");
+    made.values = check_pages(name, kVPages, num_pages, a_.v_axis);
     check_.require(made.keys.coded == made.values.coded, name_of(name, kVPages),
                    std::string("dtype ") + (made.keys.coded ? "uint8" : "of the window") + " as " +
                        name_of(name, kKPages) + " (codes for both or for none)",

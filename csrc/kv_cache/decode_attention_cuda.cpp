@@ -15,10 +15,10 @@ std::tuple<Tensor, Tensor> decode_attention(const Tensor& q, const Tensor& lengt
                                             std::optional<Tensor> v_channel_scale, std::optional<Tensor> tree_ancestors,
                                             std::optional<Tensor> tree_depths, std::optional<Tensor> tree_counts,
                                             double scale, std::optional<double> softcap, std::optional<int64_t> window,
-                                            std::string k_axis, bool rotate, bool return_lse) {
+                                            std::string k_axis, std::string v_axis, bool rotate, bool return_lse) {
   const Checker check("decode_attention");
-  const CacheArguments tensors{lengths,         window_starts,   recent, high,  low,
-                               k_channel_scale, v_channel_scale, k_axis, rotate};
+  const CacheArguments tensors{lengths,         window_starts,   recent, high,   low,
+                               k_channel_scale, v_channel_scale, k_axis, v_axis, rotate};
   const CacheChecker cache(check, tensors);
   check_decode(check, q, cache, scale, softcap, window);
   const DecodeTrees trees = check_tree(check, {tree_ancestors, tree_depths, tree_counts}, q);

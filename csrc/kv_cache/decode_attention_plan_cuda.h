@@ -83,7 +83,7 @@ inline int64_t scale_bytes_of_tile(const KvPages& pages, int64_t tile, int64_t h
   const int64_t rows = by_token ? head_dim / pages.scheme.group : max(tile / pages.scheme.group, 1);
   return rows * (by_token ? tile : head_dim) * 2 * (pages.zero == nullptr ? 1 : 2);
 }
-inline int64_t groups_of(const KvPages& pages, int64_t head_dim) {
+constexpr int64_t groups_of(const KvPages& pages, int64_t head_dim) {
   return pages.coded && pages.scheme.axis == QuantAxis::kToken ? head_dim / pages.scheme.group : 1;
 }
 
@@ -101,9 +101,11 @@ inline DecodeShared shared_of(const DecodeAttentionParams& p, int strips) {
     if (tier.page_counts == nullptr || !tier.keys.coded || size == 4) continue;
     const int64_t tokens = code_tile_tokens(tier, D, strips);
     const int64_t value_tokens = tier.values.scheme.bits < 8 ? max(tokens, cache.page_size) : tokens;
-    const int64_t scales = scale_bytes_of_tile(tier.keys, tokens, D) + scale_bytes_of_tile(tier.values, tokens, D);
-    stage = max(stage, tokens * D * tier.keys.scheme.bits / 8 + scales);
-    stage = max(stage, value_tokens * D * tier.values.scheme.bits / 8);
+    const int64_t key_scales = scale_bytes_of_tile(tier.keys, tokens, D);
+    const int64_t value_scales = scale_bytes_of_tile(tier.values, tokens, D);
+    const bool by_token = tier.values.scheme.axis == QuantAxis::kToken;  // then they lie beside the keys
+    stage = max(stage, tokens * D * tier.keys.scheme.bits / 8 + key_scales + (by_token ? value_scales : 0));
+    stage = max(stage, value_tokens * D * tier.values.scheme.bits / 8 + (by_token ? 0 : value_scales));
     tile = max(tile, tokens);
     key_groups = max(key_groups, groups_of(tier.keys, D));
     value_groups = max(value_groups, groups_of(tier.values, D));

@@ -2,7 +2,8 @@
 //
 // Codes less their middle are exact in fp16. Queries and weights are brought to a range where fp16 keeps eleven bits of
 // all that matters, by powers of two. A token's scale multiplies its score, and with values its weight; zeros join in
-// fp32. Keys that share scales by channel are made whole in registers.
+// fp32. Keys that share scales by channel are made whole in registers; values that do are summed a group of tokens at a
+// time, and the sums are scaled.
 #pragma once
 
 #include "kv_cache/decode_block_sm80.cuh"
@@ -37,18 +38,23 @@ class CodeEngine {
         v_(tier_.values.scheme),
         page_(static_cast<int>(block.cache.page_size)),
         key_groups_(k_.axis == QuantAxis::kToken ? block.head_dim / static_cast<int>(k_.group) : 1),
-        value_groups_(block.head_dim / static_cast<int>(v_.group)),
-        has_zeros_(!v_.symmetric || value_groups_ > 1),
+        value_groups_(static_cast<int>(groups_of(tier_.values, block.head_dim))),
+        has_zeros_(v_.axis == QuantAxis::kToken && (!v_.symmetric || value_groups_ > 1)),
         has_rests_(queries_have_rests(block.cache)) {
     per_page_ = block.tile < page_ ? block.tile : page_;
     // Planes of tokens: the bytes of a page are taken whole.
     value_page_ = v_.bits < 8 ? page_ : per_page_;
     k_scale_ = block.tile * block.head_dim / codes_per_byte(k_.bits);
     const int key_scale_bytes =
-        2 * (k_.axis == QuantAxis::kToken ? key_groups_ * block.tile : key_token_groups() * block.head_dim);
+        2 * (k_.axis == QuantAxis::kToken ? key_groups_ * block.tile : token_groups(k_) * block.head_dim);
     k_zero_ = k_scale_ + key_scale_bytes;
-    v_scale_ = k_zero_ + (k_.symmetric ? 0 : key_scale_bytes);
-    v_zero_ = v_scale_ + 2 * value_groups_ * block.tile;
+    if (v_.axis == QuantAxis::kToken) {  // behind the keys, as weights need them
+      v_scale_ = k_zero_ + (k_.symmetric ? 0 : key_scale_bytes);
+      v_zero_ = v_scale_ + 2 * value_groups_ * block.tile;
+    } else {  // behind the values
+      v_scale_ = (block.tile > value_page_ ? block.tile : value_page_) * block.head_dim / codes_per_byte(v_.bits);
+      v_zero_ = v_scale_ + 2 * token_groups(v_) * block.head_dim;
+    }
   }
 
   // ---- copies
@@ -117,6 +123,7 @@ class CodeEngine {
 
   // The exponent of the greatest scale of the warp's values.
   TOKCORE_DEVICE int find_exponent(int piece) const {
+    if (v_.axis == QuantAxis::kChannel) return 12;  // sums are scaled before they are added up
     const BFloat16* scales = reinterpret_cast<const BFloat16*>(b_.stage(piece) + v_scale_);
     const int token = (b_.warp + b_.lane / 16 * kDecodeWarps) * 16 + b_.lane % 16;
     float greatest = 0.0f;
@@ -138,6 +145,11 @@ class CodeEngine {
   // Puts weights p, of which hidden tokens have 0, into shared memory, and adds up what the zeros of the values give.
   TOKCORE_DEVICE void put_weights(int piece, int exponent, const float (&shrink)[2 * kStrips],
                                   const ScoreFragment<kStrips>& p) const {
+    if (v_.axis == QuantAxis::kChannel) {
+#pragma unroll
+      for (int unit = 0; unit < kUnits; ++unit) put_unit(unit, p, [](int) { return kWeightUnit; });
+      return;
+    }
     const unsigned char* stage = b_.stage(piece);
     const float middle = static_cast<float>(middle_code(v_.bits));
     const float factor = power_of_two(12 - exponent);
@@ -177,22 +189,7 @@ class CodeEngine {
           }
         }
         if (group > 0) continue;
-#pragma unroll
-        for (int slot = 0; slot < 2 * kStrips; ++slot) {
-          uint32_t words[2];
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            float weights[2];
-#pragma unroll
-            for (int odd = 0; odd < 2; ++odd) {
-              const float weight = p[slot / 2][unit][half][slot % 2 * 2 + odd];
-              const float scaled = value_groups_ > 1 ? 4096.0f : scale.x[half + 2 * odd] * factor;
-              weights[odd] = weight != 0.0f ? weight * scaled : 0.0f;
-            }
-            words[half] = cuda::ptx::pack_f16(weights[0], weights[1]);
-          }
-          *reinterpret_cast<uint2*>(weight_row(slot) + token * kWeightBytes) = make_uint2(words[0], words[1]);
-        }
+        put_unit(unit, p, [&](int i) { return value_groups_ > 1 ? kWeightUnit : scale.x[i] * factor; });
       }
       if (!has_zeros_) continue;
 #pragma unroll
@@ -208,6 +205,7 @@ class CodeEngine {
   // -------------------------------------------------------------------------------------------------------
 
   TOKCORE_DEVICE void accumulate(int piece, OutFragment<kStrips>& out) const {
+    if (v_.axis == QuantAxis::kChannel) return accumulate_by_channel(piece, out);
     const unsigned char* stage = b_.stage(piece);
     const int first = piece / 2 * b_.tile;
     const int plane = value_page_ / codes_per_byte(v_.bits), words = plane / 4;
@@ -272,6 +270,8 @@ class CodeEngine {
   }
 
  private:
+  static constexpr float kWeightUnit = 4096.0f;  // weights times this are fp16 numbers
+
   TOKCORE_DEVICE int row_of(int slot) const { return slot / 2 * 16 + slot % 2 * 8 + b_.quad; }
   TOKCORE_DEVICE unsigned char* weight_row(int slot) const {
     return b_.shared + b_.work.shared.weights + row_of(slot) * (b_.tile * kWeightBytes + kWeightPadding);
@@ -285,8 +285,31 @@ class CodeEngine {
       weights[strip] = {{upper.x, lower.x, upper.y, lower.y}};
     }
   }
-  TOKCORE_DEVICE int key_token_groups() const {
-    const int group = static_cast<int>(k_.group);
+  // Puts the weights of a unit of tokens into shared memory, each times factor_of(token of the lane's four).
+  template <class FactorOf>
+  TOKCORE_DEVICE void put_unit(int unit, const ScoreFragment<kStrips>& p, FactorOf&& factor_of) const {
+    const int token = token_of(unit, 0, 0);
+    if (token >= b_.tile) return;
+#pragma unroll
+    for (int slot = 0; slot < 2 * kStrips; ++slot) {
+      uint32_t words[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float weights[2];
+#pragma unroll
+        for (int odd = 0; odd < 2; ++odd) {
+          const float weight = p[slot / 2][unit][half][slot % 2 * 2 + odd];
+          weights[odd] = weight != 0.0f ? weight * factor_of(half + 2 * odd) : 0.0f;
+        }
+        words[half] = cuda::ptx::pack_f16(weights[0], weights[1]);
+      }
+      *reinterpret_cast<uint2*>(weight_row(slot) + token * kWeightBytes) = make_uint2(words[0], words[1]);
+    }
+  }
+
+  // Groups of tokens of a tile, whose channels have scales of their own.
+  TOKCORE_DEVICE int token_groups(const QuantScheme& scheme) const {
+    const int group = static_cast<int>(scheme.group);
     return b_.tile > group ? b_.tile / group : 1;
   }
 
@@ -319,9 +342,10 @@ class CodeEngine {
       load_token_scales(stage + k_scale_, tier_.keys, tier_.keys.scale, key_groups_, first);
       if (!k_.symmetric) load_token_scales(stage + k_zero_, tier_.keys, tier_.keys.zero, key_groups_, first);
     } else {
-      load_channel_scales(stage + k_scale_, tier_.keys.scale, first);
-      if (!k_.symmetric) load_channel_scales(stage + k_zero_, tier_.keys.zero, first);
+      load_channel_scales(stage + k_scale_, tier_.keys, tier_.keys.scale, first);
+      if (!k_.symmetric) load_channel_scales(stage + k_zero_, tier_.keys, tier_.keys.zero, first);
     }
+    if (v_.axis == QuantAxis::kChannel) return;
     load_token_scales(stage + v_scale_, tier_.values, tier_.values.scale, value_groups_, first);
     if (!v_.symmetric) load_token_scales(stage + v_zero_, tier_.values, tier_.values.zero, value_groups_, first);
   }
@@ -336,12 +360,13 @@ class CodeEngine {
       b_.copy_chunk(to + i * 16, place.found ? reinterpret_cast<const unsigned char*>(from) : nullptr);
     }
   }
-  TOKCORE_DEVICE void load_channel_scales(unsigned char* to, const BFloat16* scales, int first) const {
-    const int chunks = b_.head_dim / 8, group = static_cast<int>(k_.group);
+  TOKCORE_DEVICE void load_channel_scales(unsigned char* to, const KvPages& pages, const BFloat16* scales,
+                                          int first) const {
+    const int chunks = b_.head_dim / 8, group = static_cast<int>(pages.scheme.group);
 #pragma unroll 1
-    for (int row = 0; row < key_token_groups(); ++row) {
+    for (int row = 0; row < token_groups(pages.scheme); ++row) {
       const Place place = place_of(first + row * group);
-      const BFloat16* from = scales + place.head * tier_.keys.head_scales + place.token / group * b_.head_dim;
+      const BFloat16* from = scales + place.head * pages.head_scales + place.token / group * b_.head_dim;
 #pragma unroll 1
       for (int i = static_cast<int>(threadIdx.x); i < chunks; i += kDecodeThreads) {
         b_.copy_chunk(to + (row * chunks + i) * 16,
@@ -363,6 +388,73 @@ class CodeEngine {
       for (int i = thread; i < chunks; i += kDecodeThreads) {
         b_.copy_chunk(stage + cuda::swizzled_chunk(base + i) * 16,
                       from + (i + (skipped == 0 ? 0 : i / run * skipped) + ahead) * 16);
+      }
+    }
+    if (v_.axis == QuantAxis::kToken) return;
+    load_channel_scales(stage + v_scale_, tier_.values, tier_.values.scale, first);
+    if (!v_.symmetric) load_channel_scales(stage + v_zero_, tier_.values, tier_.values.zero, first);
+  }
+
+  // A group of tokens at a time (or what the tile has of it): its sums are exact but for the weights' rounding, and are
+  // scaled at its end. Zeros join with the weights as rounded, which a product with ones adds up.
+  TOKCORE_DEVICE void accumulate_by_channel(int piece, OutFragment<kStrips>& out) const {
+    const unsigned char* stage = b_.stage(piece);
+    const int first = piece / 2 * b_.tile;
+    const int plane = value_page_ / codes_per_byte(v_.bits), words = plane / 4;
+    const int run = static_cast<int>(v_.group) < per_page_ ? static_cast<int>(v_.group) : per_page_;
+    const int offset = value_page_ > per_page_ ? (b_.split.first + first) & (page_ - 1) : 0;
+    const float middle = static_cast<float>(middle_code(v_.bits));
+    constexpr uint32_t kOnes = 0x3c003c00u;  // two fp16 ones
+#pragma unroll 1
+    for (int start = 0; start < b_.tile; start += run) {
+      const int base = start / per_page_ * (b_.head_dim * plane / 16), within = start % per_page_;
+      float totals[kStrips][4] = {};
+#pragma unroll 1
+      for (int token = start; token < start + run; token += 16) {
+        cuda::FragmentA weights[kStrips];
+        read_weights(token, weights);
+#pragma unroll
+        for (int strip = 0; strip < kStrips; ++strip) Mma::multiply(totals[strip], weights[strip], {{kOnes, kOnes}});
+      }
+#pragma unroll
+      for (int unit = 0; unit < kChannelUnits; ++unit) {
+        const int channel = (b_.warp + unit * kDecodeWarps) * 16;
+        if (channel >= b_.head_dim) break;
+        float sums[kStrips][2][4] = {};
+        cuda::QuadCursor cursor((offset + within) / 4 + b_.within, words, v_.bits);
+#pragma unroll 1
+        for (int token = start; token < start + run; token += 16, cursor.advance(4)) {
+          const cuda::CodePlane codes(v_.bits, cursor.shift());
+          cuda::FragmentA weights[kStrips];
+          read_weights(token, weights);
+          const int chunk = base + channel / 16 * plane + cursor.word() * 4 + b_.quad / 2;
+          const uint2 pair =
+              *reinterpret_cast<const uint2*>(stage + cuda::swizzled_chunk(chunk) * 16 + b_.quad % 2 * 8);
+#pragma unroll
+          for (int strip = 0; strip < kStrips; ++strip) {
+            Mma::multiply(sums[strip][0], weights[strip], {{codes.even(pair.x), codes.odd(pair.x)}});
+            Mma::multiply(sums[strip][1], weights[strip], {{codes.even(pair.y), codes.odd(pair.y)}});
+          }
+        }
+        const int at = start / run * b_.head_dim + channel + b_.within * 4;
+        const ScaleQuad scale(reinterpret_cast<const BFloat16*>(stage + v_scale_) + at);
+        float zero[4] = {};
+        if (!v_.symmetric) {
+          const ScaleQuad found(reinterpret_cast<const BFloat16*>(stage + v_zero_) + at);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) zero[i] = fmaf(middle, scale.x[i], found.x[i]) / kWeightUnit;
+        }
+#pragma unroll
+        for (int slot = 0; slot < 2 * kStrips; ++slot) {
+          const float total = totals[slot / 2][slot % 2 * 2];
+          if (total == 0.0f) continue;  // what a row does not weigh does not reach it, not even NaN
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            float& sum = out[slot / 2][unit][i % 2][slot % 2 * 2 + i / 2];
+            const float product = sums[slot / 2][i % 2][slot % 2 * 2 + i / 2];
+            sum = fmaf(product, scale.x[i] / kWeightUnit, fmaf(total, zero[i], sum));
+          }
+        }
       }
     }
   }
@@ -469,7 +561,7 @@ class CodeEngine {
 #pragma unroll
     for (int unit = 0; unit < kUnits; ++unit) {
       const int row = (b_.warp + unit * kDecodeWarps) * 16 / static_cast<int>(k_.group);
-      rows[unit] = (row < key_token_groups() ? row : 0) * b_.head_dim;
+      rows[unit] = (row < token_groups(k_) ? row : 0) * b_.head_dim;
       float greatest = 0.0f;
 #pragma unroll 1
       for (int i = b_.lane; i < b_.head_dim; i += 32) {
@@ -517,7 +609,7 @@ class CodeEngine {
   bool has_zeros_;             // something is added up for the zeros of the values; groups bring their NaN that way
   bool has_rests_;             // the queries are sums of two fp16 numbers
   int per_page_, value_page_;  // tokens of a page in a tile, and tokens whose values are copied
-  int k_scale_, k_zero_, v_scale_, v_zero_;  // bytes from the start of a stage of keys
+  int k_scale_, k_zero_, v_scale_, v_zero_;  // bytes from the start of a stage
 };
 
 }  // namespace tokcore::kv_cache

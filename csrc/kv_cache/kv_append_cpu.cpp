@@ -10,10 +10,11 @@ namespace {
 void kv_append(const Tensor& k, const Tensor& v, const Tensor& slot_mapping, const Tensor& lengths,
                const Tensor& window_starts, std::vector<Tensor> recent, std::vector<Tensor> high,
                std::vector<Tensor> low, std::optional<Tensor> k_channel_scale, std::optional<Tensor> v_channel_scale,
-               int64_t capacity, int64_t residual, int64_t page_size, std::string k_axis, bool rotate) {
+               int64_t capacity, int64_t residual, int64_t page_size, std::string k_axis, std::string v_axis,
+               bool rotate) {
   const Checker check("kv_append");
-  const CacheArguments tensors{lengths,         window_starts,   recent, high,  low,
-                               k_channel_scale, v_channel_scale, k_axis, rotate};
+  const CacheArguments tensors{lengths,         window_starts,   recent, high,   low,
+                               k_channel_scale, v_channel_scale, k_axis, v_axis, rotate};
   const CacheChecker cache(check, tensors);
   const AppendArguments a{k, v, slot_mapping, capacity, residual, page_size};
   check_append_tensors(check, a, cache.window());

@@ -34,7 +34,7 @@ void kv_compact(const Tensor& accepted_nodes, const Tensor& accepted_counts, con
                 const Tensor& tree_counts, const Tensor& lengths, const Tensor& window_starts,
                 std::vector<Tensor> recent, std::vector<Tensor> high, std::vector<Tensor> low,
                 std::optional<Tensor> k_channel_scale, std::optional<Tensor> v_channel_scale, std::string k_axis,
-                bool rotate) {
+                std::string v_axis, bool rotate) {
   const Checker check("kv_compact");
   check.rank(lengths, "lengths", 2);
   const int64_t layers = lengths.size(0);
@@ -46,7 +46,7 @@ void kv_compact(const Tensor& accepted_nodes, const Tensor& accepted_counts, con
   const std::optional<Tensor> first_k_scale = first_layer(check, k_channel_scale, "k_channel_scale", layers);
   const std::optional<Tensor> first_v_scale = first_layer(check, v_channel_scale, "v_channel_scale", layers);
   const CacheArguments tensors{first_lengths, first_starts,  first_recent, first_high, first_low,
-                               first_k_scale, first_v_scale, k_axis,       rotate};
+                               first_k_scale, first_v_scale, k_axis,       v_axis,     rotate};
   const CacheChecker cache(check, tensors);
   check_compact_tensors(check, {accepted_nodes, accepted_counts, tree_parents, tree_counts}, cache.window());
 

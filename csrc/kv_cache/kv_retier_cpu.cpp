@@ -53,10 +53,10 @@ void check_pages_are_apart(const Checker& check, const KvCacheParams& cache, KvT
 void kv_retier(const Tensor& scores, const Tensor& high_pages, const Tensor& lengths, const Tensor& window_starts,
                std::vector<Tensor> recent, std::vector<Tensor> high, std::vector<Tensor> low,
                std::optional<Tensor> k_channel_scale, std::optional<Tensor> v_channel_scale, std::string k_axis,
-               bool rotate) {
+               std::string v_axis, bool rotate) {
   const Checker check("kv_retier");
-  const CacheArguments tensors{lengths,         window_starts,   recent, high,  low,
-                               k_channel_scale, v_channel_scale, k_axis, rotate};
+  const CacheArguments tensors{lengths,         window_starts,   recent, high,   low,
+                               k_channel_scale, v_channel_scale, k_axis, v_axis, rotate};
   const CacheChecker cache(check, tensors);
   const KvCacheParams& layer = cache.params();
   check_retier_tensors(check, tensors, cache, scores, high_pages);

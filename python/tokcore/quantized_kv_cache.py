@@ -30,7 +30,7 @@ class Tier:
 
     k_pages: Tensor  # [P, Hkv, page_size, D], or uint8 [P, Hkv, page_size, D·bits/8]
     v_pages: Tensor
-    k_scale: Tensor  # bfloat16 [P, Hkv, D/group, page_size], or [P, Hkv, page_size/group, D] for keys by channel
+    k_scale: Tensor  # bfloat16 [P, Hkv, D/group, page_size], or [P, Hkv, page_size/group, D] by channel
     k_zero: Tensor  # as k_scale; empty: symmetric
     v_scale: Tensor
     v_zero: Tensor
@@ -80,10 +80,10 @@ class QuantizedKVCache:
             ``"fp16"``, ``"fp32"``), or a pair of codes for keys and values; None for no tier.
         low: likewise for the low tier.
         high_ratio: share of the pages that the high tier has room for; 1 without a low tier.
-        k_axis: ``"token"`` or ``"channel"``: what shares a scale among keys. Values always share by token.
-        group: channels (axis token) or tokens of a page (axis channel) that share a scale of keys; None is D or the
-            page. 16, 32, 64, 128 or all.
-        v_group: channels that share a scale of values; None is D.
+        k_axis, v_axis: ``"token"`` or ``"channel"``: what shares a scale, neighbouring channels of a token or a channel
+            of neighbouring tokens; for keys and for values.
+        group, v_group: channels (axis token) or tokens of a page (axis channel) that share a scale; None is D or the
+            page. 16, 32, 64, 128 or all; never more tokens than a page holds.
         symmetric: codes without zeros, for both.
         residual: tokens that stay in the window at least.
         sinks: first tokens that stay as they are.
@@ -111,6 +111,7 @@ class QuantizedKVCache:
         low: str | tuple[str, str] | None = "int4",
         high_ratio: float = 0.5,
         k_axis: str = "token",
+        v_axis: str = "token",
         group: int | None = None,
         v_group: int | None = None,
         symmetric: bool = False,
@@ -132,6 +133,7 @@ class QuantizedKVCache:
         require(known, "head_dim", lambda: "a multiple of 32 in [32, 256]", lambda: f"{head_dim}", NotImplementedError)
         require(page_size in PAGE_SIZES, "page_size", lambda: "16, 32, 64 or 128", lambda: f"{page_size}")
         kv.check_axis(require, k_axis, "k_axis")
+        kv.check_axis(require, v_axis, "v_axis")
         kv.check_real(require, "dtype", dtype)
         if rotate:
             power = kv.power_of_two(head_dim)
@@ -145,7 +147,8 @@ class QuantizedKVCache:
 
         self.layers, self.batch, self.kv_heads, self.head_dim = layers, batch, kv_heads, head_dim
         self.capacity, self.page_size, self.residual, self.sinks = capacity, page_size, residual, sinks
-        self.high, self.low, self.k_axis, self.rotate, self.dtype = high, low, k_axis, rotate, dtype
+        self.high, self.low, self.rotate, self.dtype = high, low, rotate, dtype
+        self.k_axis, self.v_axis = k_axis, v_axis
         self.device = torch.device(device)
         pages = max(0, capacity - sinks - residual) // page_size
         high_pages = math.ceil(pages * high_ratio) if both else pages
@@ -356,8 +359,8 @@ class QuantizedKVCache:
         return torch.zeros(shape, dtype=torch.int32, device=self.device)
 
     def _groups(self, require: checks.Require, group: int | None, v_group: int | None) -> tuple[int, int]:
-        """Groups of keys (channels, or tokens of a page) and of values."""
-        extents = (self.head_dim if self.k_axis == "token" else self.page_size, self.head_dim)
+        """Groups of keys and of values: channels, or tokens of a page."""
+        extents = [self.head_dim if axis == "token" else self.page_size for axis in (self.k_axis, self.v_axis)]
         found: list[int] = []
         for name, value, extent in zip(("group", "v_group"), (group, v_group), extents, strict=True):
             chosen = extent if value is None else value
@@ -412,7 +415,7 @@ class QuantizedKVCache:
             )
 
         k_scale, k_zero = scales(k_kind, self.k_axis, groups[0])
-        v_scale, v_zero = scales(v_kind, "token", groups[1])
+        v_scale, v_zero = scales(v_kind, self.v_axis, groups[1])
         table = torch.arange(count, dtype=torch.int32, device=self.device).reshape(self.batch, width)
         short = self.capacity <= 65536
         positions = (*leading, self.page_size) if listed else (self.layers, 0)

@@ -96,10 +96,15 @@ def test_opcheck(op: str, change: dict[str, Any]) -> None:
     torch.library.opcheck(getattr(OPS, op), (), {**arguments(op), **change})
 
 
-@pytest.mark.parametrize("options", [{"high": "int8", "low": None}, {"high": None, "low": None}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"high": "int8", "low": None}, {"high": None, "low": None}, {"k_axis": "channel", "v_axis": "channel"}],
+    ids=str,
+)
 @pytest.mark.parametrize("op", ["decode_attention", "kv_append"])
 def test_opcheck_of_other_caches(op: str, options: dict[str, Any]) -> None:
-    torch.library.opcheck(getattr(OPS, op), (), arguments(op, **options))
+    axes = {name: options[name] for name in ("k_axis", "v_axis") if name in options}
+    torch.library.opcheck(getattr(OPS, op), (), {**arguments(op, **options), **axes})
 
 
 def replaced(tensors: list[Tensor], index: int, value: Tensor) -> list[Tensor]:
@@ -114,6 +119,15 @@ def table() -> list[tuple[str, dict[str, Any], str]]:
         ({"recent": recent[:3]}, "argument 'recent': expected 4 tensors, got 3"),
         ({"high": high[:8]}, "argument 'high': expected 0 or 9 tensors, got 8"),
         ({"k_axis": "head"}, "argument 'k_axis': expected 'token' or 'channel', got 'head'"),
+        ({"v_axis": "row"}, "argument 'v_axis': expected 'token' or 'channel', got 'row'"),
+        (
+            {"v_axis": "channel"},
+            "argument 'high.v_scale': expected shape [8, 2, 1, 64] ([P, Hkv, page size / group, D]), got [8, 2, 1, 16]",
+        ),
+        (
+            {"v_axis": "channel", "high": replaced(high, 4, torch.ones(8, 2, 3, D).bfloat16())},
+            "argument 'high.v_scale': expected groups of 16, 32, 64 or 128 tokens of a page, got [8, 2, 3, 64]",
+        ),
         (
             {"recent": replaced(recent, 1, recent[1].float())},
             "argument 'recent.window_v': expected dtype bfloat16, got float32",

@@ -182,6 +182,7 @@ def cache_fields(
     k_channel_scale: Tensor | None,
     v_channel_scale: Tensor | None,
     k_axis: str,
+    v_axis: str,
     rotate: bool,
     changes: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -213,7 +214,7 @@ def cache_fields(
         fields["page_size"] = parts["k_pages"].size(2)
         made: dict[str, Any] = {
             "keys": _pages(parts["k_pages"], parts["k_scale"], parts["k_zero"], D, k_axis, address, f"{name}.k"),
-            "values": _pages(parts["v_pages"], parts["v_scale"], parts["v_zero"], D, "token", address, f"{name}.v"),
+            "values": _pages(parts["v_pages"], parts["v_scale"], parts["v_zero"], D, v_axis, address, f"{name}.v"),
             "num_pages": parts["k_pages"].size(0),
             "table_width": parts["page_table"].size(1),
             "page_table": arrays.give(parts["page_table"], f"{name}.page_table"),
@@ -242,6 +243,7 @@ def kv_append(
     residual: int,
     page_size: int,
     k_axis: str = "token",
+    v_axis: str = "token",
     rotate: bool = False,
 ) -> None:
     """``tokcore::kv_append``."""
@@ -249,7 +251,7 @@ def kv_append(
         return
     arrays = Arrays()
     tensors = (lengths, window_starts, recent, high, low, k_channel_scale, v_channel_scale)
-    cache = cache_fields(arrays, *tensors, k_axis, rotate, ("state", "recent", "tiers"))
+    cache = cache_fields(arrays, *tensors, k_axis, v_axis, rotate, ("state", "recent", "tiers"))
     fields: dict[str, Any] = {
         "cache": {**cache, "page_size": page_size},
         "k": arrays.rows(k, "k"),
@@ -280,6 +282,7 @@ def kv_retier(
     v_channel_scale: Tensor | None = None,
     *,
     k_axis: str = "token",
+    v_axis: str = "token",
     rotate: bool = False,
 ) -> None:
     """``tokcore::kv_retier``."""
@@ -288,7 +291,7 @@ def kv_retier(
     arrays = Arrays()
     tensors = (lengths, window_starts, recent, high, low, k_channel_scale, v_channel_scale)
     fields: dict[str, Any] = {
-        "cache": cache_fields(arrays, *tensors, k_axis, rotate, ("state", "tiers")),
+        "cache": cache_fields(arrays, *tensors, k_axis, v_axis, rotate, ("state", "tiers")),
         "scores": arrays.rows(scores, "scores"),
         "stride_scores_sequence": scores.stride(0),
         "stride_scores_head": scores.stride(1),
@@ -317,6 +320,7 @@ def decode_attention(
     softcap: float | None = None,
     window: int | None = None,
     k_axis: str = "token",
+    v_axis: str = "token",
     rotate: bool = False,
     return_lse: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -328,7 +332,7 @@ def decode_attention(
     if out.numel() > 0:
         tensors = (lengths, window_starts, recent, high, low, k_channel_scale, v_channel_scale)
         fields: dict[str, Any] = {
-            "cache": cache_fields(arrays, *tensors, k_axis, rotate),
+            "cache": cache_fields(arrays, *tensors, k_axis, v_axis, rotate),
             "q": arrays.rows(q, "q"),
             "stride_q_sequence": q.stride(0),
             "stride_q_query": q.stride(1),

@@ -59,6 +59,7 @@ def test_case(op: str, name: str) -> None:
 KINDS: dict[str, dict[str, Any]] = {
     "mixed": {"high": "int8", "low": "int2", "high_ratio": 0.4, "page_size": 32},
     "by channel": {"high": "int4", "low": None, "k_axis": "channel", "group": 16, "page_size": 16, "rotate": True},
+    "values by channel": {"high": "int8", "low": "int2", "v_axis": "channel", "v_group": 16, "page_size": 32},
     "numbers": {"high": "bf16", "low": "int4", "page_size": 64, "symmetric": True},
 }
 
@@ -137,7 +138,7 @@ def test_wide_rows(D: int, axis: str) -> None:
 def raw_append(cache: tokcore.QuantizedKVCache, slots: list[int], capacity: int | None = None) -> None:
     k, v = (random(len(slots), 2, 32, seed=seed, dtype=torch.bfloat16) for seed in (5, 6))
     options = {"capacity": capacity or cache.capacity, "residual": cache.residual, "page_size": cache.page_size}
-    options |= {"k_axis": cache.k_axis, "rotate": cache.rotate}
+    options |= {"k_axis": cache.k_axis, "v_axis": cache.v_axis, "rotate": cache.rotate}
     cuda.kv_append(k, v, torch.tensor(slots), *cache.layer(0).operands(), **options)
 
 

@@ -53,11 +53,14 @@ def test_case(name: str) -> None:
 
 # ---- what the table cannot say ---------------------------------------------------------------------------------------
 
+BY_CHANNEL = {"k_axis": "channel", "v_axis": "channel"}
 KINDS: dict[str, dict[str, Any]] = {
     "mixed": {"high": "int8", "low": "int2", "high_ratio": 0.4, "page_size": 32},
     "by channel": {"high": "int4", "low": None, "k_axis": "channel", "group": 32, "page_size": 64},
     "groups": {"high": ("int4", "int8"), "low": None, "group": 16, "v_group": 32, "page_size": 128},
     "numbers": {"high": "bf16", "low": "int4", "page_size": 16},
+    "both by channel": {**BY_CHANNEL, "high": "int2", "low": "int8", "page_size": 32, "v_group": 16},
+    "pages beyond a tile": {**BY_CHANNEL, "high": ("int8", "int4"), "low": None, "page_size": 128, "group": 16},
 }
 
 

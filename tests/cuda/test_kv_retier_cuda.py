@@ -55,6 +55,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "mixed": {"high": "int8", "low": "int2", "page_size": 32, "symmetric": True},
     "by channel": {"high": "int4", "low": "int2", "k_axis": "channel", "group": 16, "page_size": 16, "rotate": True},
     "numbers": {"high": "number", "low": "int4", "page_size": 32, "rotate": True},
+    "values by channel": {"high": "int8", "low": "int4", "v_axis": "channel", "v_group": 16, "page_size": 32},
 }
 
 
@@ -84,7 +85,7 @@ def scores_of(L: int = 300, seed: int = 0) -> torch.Tensor:
 
 
 def retiered(cache: tokcore.QuantizedKVCache, scores: torch.Tensor, high: torch.Tensor, op: Any) -> list[torch.Tensor]:
-    op(scores, high, *cache.layer(0).operands(), k_axis=cache.k_axis, rotate=cache.rotate)
+    op(scores, high, *cache.layer(0).operands(), k_axis=cache.k_axis, v_axis=cache.v_axis, rotate=cache.rotate)
     return state_of(cache)
 
 

@@ -17,6 +17,7 @@ from tokcore.reference.decode_attention import decode_attention as reference
 KINDS: dict[str, dict[str, Any]] = {
     "int8": {"high": "int8", "low": None},
     "int4 by channel": {"high": "int4", "low": None, "k_axis": "channel", "group": 32},
+    "both by channel": {"high": ("int8", "int4"), "low": None, "k_axis": "channel", "v_axis": "channel", "v_group": 16},
     "mixed": {"high": "int8", "low": "int2", "high_ratio": 0.3},
 }
 
@@ -170,6 +171,35 @@ def test_what_is_not_finite_shows(kind: str, bad: float) -> None:
         assert hit.tolist() == expected.isnan().any(-1)[0, 0].tolist()
         assert hit.any()
         assert not hit.all()
+
+
+@pytest.mark.parametrize("page_size", [16, 32, 64, 128])
+@pytest.mark.parametrize("high", ["int8", "int4", "int2"])
+def test_values_by_channel_in_groups_of_every_size(page_size: int, high: str) -> None:
+    for group in (size for size in (16, 32, 64, 128) if size <= page_size):
+        for options in ({"symmetric": True}, {"low": "int2", "high_ratio": 0.4, "rotate": True}):
+            chosen = {"low": None, "residual": 20, **options, "v_axis": "channel", "v_group": group}
+            cache, _, _ = filled(333, high=high, page_size=page_size, **chosen)
+            assert cache.layer(0).high.v_scale.shape[2:] == (page_size // group, 64)  # type: ignore[union-attr]
+            q = random(2, 2, 10, 64, seed=4, dtype=torch.bfloat16)
+            for mine, expected in zip(attend(q, cache), reference(q, cache, 0), strict=True):
+                torch.testing.assert_close(mine.double(), expected, rtol=0, atol=8e-3)
+
+
+def test_a_group_of_values_that_is_not_finite_reaches_who_weighs_it() -> None:
+    options = {"high": "int4", "low": None, "v_axis": "channel", "v_group": 16, "page_size": 32, "residual": 0}
+    for dtype in DTYPES:
+        k, v = random(1, 404, 2, 64, dtype=dtype), random(1, 404, 2, 64, seed=1, dtype=dtype)
+        cache, spoiled = (tokcore.QuantizedKVCache(1, 1, 2, 64, 404, dtype=dtype, **options) for _ in range(2))
+        cache.append(0, k, v)
+        v[0, 100, 1, 9] = float("nan")
+        spoiled.append(0, k, v)
+        q = random(1, 1, 4, 64, seed=4, dtype=dtype)
+        for a, b in zip(attend(q, cache, window=200), attend(q, spoiled, window=200), strict=True):
+            assert torch.equal(bits(a), bits(b))
+        found = attend(q, spoiled)[0].isnan()
+        assert torch.equal(found, reference(q, spoiled, 0)[0].isnan())
+        assert found.nonzero()[:, 2:].tolist() == [[2, 9], [3, 9]]
 
 
 def test_strided_queries() -> None:

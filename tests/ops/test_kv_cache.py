@@ -129,6 +129,12 @@ def test_a_page_for_two_places_raises() -> None:
         ({"high": ("bf16", "int4")}, NotImplementedError, "argument 'high': expected 'int8'"),
         ({"low": "fp16"}, NotImplementedError, "argument 'low': expected 'int8', 'int4', 'int2', 'bf16' of dtype"),
         ({"k_axis": "head"}, ValueError, "argument 'k_axis'"),
+        ({"v_axis": None}, ValueError, "argument 'v_axis': expected 'token' or 'channel', got 'None'"),
+        (
+            {"v_axis": "channel", "v_group": 128},
+            NotImplementedError,
+            "argument 'v_group': expected 16, 32, 64 or 128 dividing 64, or None for all of it, got 128",
+        ),
         ({"group": 24}, NotImplementedError, "argument 'group': expected 16, 32, 64 or 128 dividing 64"),
         ({"head_dim": 96, "rotate": True}, ValueError, "argument 'rotate': expected False unless D is a power of two"),
         ({"dtype": torch.float64}, TypeError, "argument 'dtype': expected dtype float32 or bfloat16 or float16"),
@@ -201,9 +207,19 @@ class CacheMachine(RuleBasedStateMachine):
         sinks=st.sampled_from([0, 3]),
         kinds=st.sampled_from([("int8", "int4"), ("fp32", "int8"), ("int8", None)]),
         ratio=st.sampled_from([0.3, 0.7]),
+        axes=st.tuples(*[st.sampled_from(["token", "channel"])] * 2),
     )
-    def make(self, page_size: int, residual: int, sinks: int, kinds: tuple[str, str | None], ratio: float) -> None:
-        options = {"page_size": page_size, "residual": residual, "sinks": sinks, "high_ratio": ratio}
+    def make(
+        self,
+        page_size: int,
+        residual: int,
+        sinks: int,
+        kinds: tuple[str, str | None],
+        ratio: float,
+        axes: tuple[str, str],
+    ) -> None:
+        options: dict[str, Any] = {"page_size": page_size, "residual": residual, "sinks": sinks, "high_ratio": ratio}
+        options |= {"k_axis": axes[0], "v_axis": axes[1]}
         self.capacity, self.seed = 150, 0
         self.cache = tokcore.QuantizedKVCache(
             1, 2, 2, 32, self.capacity, high=kinds[0], low=kinds[1], dtype=torch.float32, **options

@@ -20,6 +20,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "int4": {"high": "int4", "low": None},
     "int2 by channel": {"high": "int2", "low": None, "k_axis": "channel"},
     "mixed": {"high": "int8", "low": "int2", "high_ratio": 0.3},
+    "values by channel": {"high": "int4", "low": "int8", "residual": 0, "v_axis": "channel", "v_group": 32},
     "in pages": {"high": "int8", "low": "int4", "high_ratio": 0.4, "residual": 0, "page_size": 16},
     "dropped": {"high": None, "low": None, "residual": 300},
 }

@@ -7,6 +7,7 @@
 //   q . k^ = k_scale_t (q . c_t) + k_zero_t sum(q)       scale and zero of a token (or of a group of its channels)
 //   q . k^ = (q * k_scale) . c_t + q . k_zero            of a channel: folded into q, once per group of tokens
 //   sum_t p_t v^_t = sum_t (p_t v_scale_t) c_t + sum_t p_t v_zero_t
+//   sum_t p_t v^_t = v_scale sum_t p_t c_t + v_zero sum_t p_t   of a channel: once per group of tokens
 #pragma once
 
 #include "tokcore/kv_cache/decode_codes_query.h"
@@ -25,6 +26,7 @@ class CodeAttention {
         unpacked_(arena.take<uint8_t>(kTiles * max(num_steps_, 2) * kTileBytes)),
         sums_(arena.take<int32_t>(2 * kTiles * 256)),
         weights_(arena.take<int8_t>(16 * kWeightStride)),
+        group_weights_(arena.take<int8_t>(shares_values_by_channel(cache) ? kVariants * 16 * kWeightStride : 0)),
         scaled_(arena.take<float>(kBlockTokens)),
         scales_(arena.take<float>(kBlockTokens)),
         zeros_(arena.take<float>(kBlockTokens)) {}
@@ -65,6 +67,9 @@ class CodeAttention {
   void accumulate(const Block& block, int64_t num_rows, const float* weights, const float* shrink, float* out,
                   Step&& step) {
     const int64_t group = tier_->values.scheme.group;
+    if (tier_->values.scheme.axis == QuantAxis::kChannel) {
+      return accumulate_by_channel(block, num_rows, weights, shrink, out, step);
+    }
     int64_t done = 0;
     const int64_t total = round_up(block.columns(), 64) * (D_ / group) * ceil_div(group, 64);
     for (int64_t first = 0; first < D_; first += group) {
@@ -90,6 +95,9 @@ class CodeAttention {
   static constexpr int64_t kTiles = 4;  // made at a time
   static constexpr int64_t kTileBytes = 1024;
   static constexpr int64_t kWeightStride = kBlockTokens + 64;  // an odd number of lines
+  static constexpr int64_t kVariants = 4;                      // groups of 16 tokens in a step of 64
+  static constexpr int64_t kMostGroups = kBlockTokens / 16;
+  static constexpr float kLeastWeight = 0x1p-100f;  // of a group; what is less counts as nothing
 
   // ---- keys --------------------------------------------------------------------------------------------------------
 
@@ -270,21 +278,10 @@ class CodeAttention {
     const int bits = tier_->values.scheme.bits;
     const int64_t page_size = cache_.page_size;
     const int64_t pages = max(64 / page_size, 1), tile_steps = max(page_size / 64, 1);
-    const int64_t block_bytes = code_bytes(16 * page_size, bits);  // of 16 channels in a page
-    const bool in_place = bits == 8 && page_size >= 64;
     zero_tiles();
     for (int64_t first = 0; first < block.num_segments; first += pages) {
       const uint8_t* tiles[kTiles];
-      for (int64_t j = 0; j < kTiles; ++j) {
-        const int64_t offset = (channel_block + j) * block_bytes;
-        uint8_t* to = unpacked_ + j * 2 * kTileBytes;
-        tiles[j] = in_place ? reinterpret_cast<const uint8_t*>(block.segments[first].v) + offset : to;
-        if (in_place || j >= num_tiles) continue;
-        for (int64_t i = 0; i < min(pages, block.num_segments - first); ++i, to += page_size * 16) {
-          const uint8_t* from = reinterpret_cast<const uint8_t*>(block.segments[first + i].v) + offset;
-          unpack(from, block_bytes, bits, to, block_bytes);
-        }
-      }
+      open_tiles(block, first, pages, bits, channel_block, num_tiles, tiles);
       asm volatile("" ::: "memory");
       for (int64_t i = 0; i < tile_steps; ++i) {
         const int64_t at = i * kTileBytes;
@@ -294,6 +291,24 @@ class CodeAttention {
       step(page_size * pages);
     }
     store_tiles(num_tiles, sums_);
+  }
+
+  // Codes of num_tiles blocks of 16 channels in up to `pages` pages from segment `first` on, a byte each.
+  void open_tiles(const Block& block, int64_t first, int64_t pages, int bits, int64_t channel_block, int64_t num_tiles,
+                  const uint8_t* (&tiles)[kTiles]) const {
+    const int64_t page_size = cache_.page_size;
+    const int64_t block_bytes = code_bytes(16 * page_size, bits);  // of 16 channels in a page
+    const bool in_place = bits == 8 && page_size >= 64;
+    for (int64_t j = 0; j < kTiles; ++j) {
+      const int64_t offset = (channel_block + j) * block_bytes;
+      uint8_t* to = unpacked_ + j * 2 * kTileBytes;
+      tiles[j] = in_place ? reinterpret_cast<const uint8_t*>(block.segments[first].v) + offset : to;
+      if (in_place || j >= num_tiles) continue;
+      for (int64_t i = 0; i < min(pages, block.num_segments - first); ++i, to += page_size * 16) {
+        const uint8_t* from = reinterpret_cast<const uint8_t*>(block.segments[first + i].v) + offset;
+        unpack(from, block_bytes, bits, to, block_bytes);
+      }
+    }
   }
 
   void add_sums(int64_t row, int64_t num_tiles, float shrink, float* out) const {
@@ -306,6 +321,119 @@ class CodeAttention {
     }
   }
 
+  // ---- values that share scales by channel
+  // ---------------------------------------------------------------------------
+
+  static bool shares_values_by_channel(const KvCacheParams& cache) {
+    bool any = false;
+    for (const KvTier& tier : cache.tiers) any |= tier.values.scheme.axis == QuantAxis::kChannel;
+    return any;
+  }
+
+  // As accumulate(), a group of tokens at a time: its sums are integers, which are scaled at its end.
+  template <class Step>
+  void accumulate_by_channel(const Block& block, int64_t num_rows, const float* weights, const float* shrink,
+                             float* out, Step&& step) {
+    const int64_t page_size = cache_.page_size, group = tier_->values.scheme.group;
+    const int64_t pages = max(64 / page_size, 1);
+    for (int64_t row = 0; row < num_rows; ++row) {
+      if (shrink[row] == 1.0f) continue;
+      for (int64_t d = 0; d < D_; ++d) out[row * D_ + d] *= shrink[row];
+    }
+    prepare_group_weights(block, group, num_rows, weights);
+    for (int64_t first = 0; first < block.num_segments; first += pages) {
+      const int64_t tokens = min(pages, block.num_segments - first) * page_size;
+      for (int64_t channel = 0; channel < D_; channel += 16 * kTiles) {
+        const int64_t num_tiles = min(D_ - channel, 16 * kTiles) / 16;
+        const uint8_t* tiles[kTiles];
+        open_tiles(block, first, pages, tier_->values.scheme.bits, channel / 16, num_tiles, tiles);
+        for (int64_t token = 0; token < tokens; token += group) {
+          multiply_group(tiles, first * page_size, token, group, num_tiles);
+          const Segment& page = block.segments[first + token / page_size];
+          add_group(page.place, token % page_size / group, (first * page_size + token) / group, channel, num_tiles,
+                    num_rows, out);
+        }
+      }
+      step(PageKind::kValues, min(first + pages, block.num_segments), block.num_segments);
+    }
+  }
+
+  // group_weights_ = weights as integers, with a unit for each group and row. Groups narrower than a step of 64 tokens
+  // get operands of their own, in which the other tokens are zero.
+  void prepare_group_weights(const Block& block, int64_t group, int64_t num_rows, const float* weights) {
+    const int64_t columns = block.columns(), padded = round_up(columns, 64);
+    for (int64_t variant = 0; variant < max(64 / group, 1); ++variant) {
+      for (int64_t row = 0; row < num_rows; ++row) {
+        int8_t* high = group_weights_ + (variant * 16 + row) * kWeightStride;
+        __builtin_memset(high, 0, static_cast<size_t>(padded));
+        __builtin_memset(high + kRows * kWeightStride, 0, static_cast<size_t>(padded));
+      }
+    }
+    for (int64_t row = 0; row < num_rows; ++row) {
+      const float* from = weights + row * kScoreStride;
+      for (int64_t first = 0; first < columns; first += group) {
+        __m512 greatest = _mm512_setzero_ps();
+        for (int64_t i = first; i < first + group; i += 16) {
+          greatest = _mm512_max_ps(_mm512_loadu_ps(from + i), greatest);
+        }
+        const float most = _mm512_reduce_max_ps(greatest);
+        GroupSum& sum = group_sums_[row][first / group];
+        sum = {};
+        if (most < kLeastWeight) continue;
+        const __m512 inverse = _mm512_set1_ps(kMostInteger / most);
+        int8_t* high = group_weights_ + (first % 64 / group * 16 + row) * kWeightStride;
+        int8_t* low = high + kRows * kWeightStride;
+        __m512i total = _mm512_setzero_si512();
+        for (int64_t i = first; i < first + group; i += 16) {
+          const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(from + i), inverse));
+          store_bytes(whole, high + i, low + i);
+          total = _mm512_add_epi32(total, whole);
+        }
+        sum = {most / kMostInteger, static_cast<float>(_mm512_reduce_add_epi32(total))};
+      }
+    }
+  }
+
+  // Sums for the group from `token` of the opened pages on, whose first one begins at column `start` of the block.
+  void multiply_group(const uint8_t* const (&tiles)[kTiles], int64_t start, int64_t token, int64_t group,
+                      int64_t num_tiles) {
+    const int8_t* operand = group_weights_ + token % 64 / group * 16 * kWeightStride + start;
+    asm volatile("" ::: "memory");
+    zero_tiles();
+    for (int64_t step = token / 64; step < ceil_div(token + group, 64); ++step) {
+      const int64_t at = step * kTileBytes;
+      multiply_step(operand + step * 64, kWeightStride, tiles[0] + at, tiles[1] + at, tiles[2] + at, tiles[3] + at,
+                    num_tiles);
+    }
+    store_tiles(num_tiles, sums_);
+  }
+
+  // Zeros join with the weights as rounded, as above. What a row does not weigh at all does not reach it, not even NaN.
+  void add_group(int64_t place, int64_t scale_row, int64_t index, int64_t channel, int64_t num_tiles, int64_t num_rows,
+                 float* out) const {
+    const KvPages& values = tier_->values;
+    const int64_t at = place * values.head_scales + scale_row * D_ + channel;
+    const __m512 middle = _mm512_set1_ps(-static_cast<float>(middle_code(values.scheme.bits)));
+    for (int64_t tile = 0; tile < num_tiles; ++tile) {
+      const __m512 scale = Vec::load(values.scale + at + tile * 16).v;
+      const __m512 zero =
+          values.zero == nullptr ? _mm512_mul_ps(scale, middle) : Vec::load(values.zero + at + tile * 16).v;
+      for (int64_t row = 0; row < num_rows; ++row) {
+        const GroupSum& sum = group_sums_[row][index];
+        if (sum.weights == 0.0f) continue;
+        const __m512 of_zeros = _mm512_mul_ps(zero, _mm512_set1_ps(sum.weights));
+        const __m512 value = _mm512_fmadd_ps(join_bytes(sums_ + tile * 256 + row * 16), scale, of_zeros);
+        float* to = out + row * D_ + channel + tile * 16;
+        _mm512_storeu_ps(to, _mm512_fmadd_ps(value, _mm512_set1_ps(sum.unit), _mm512_loadu_ps(to)));
+      }
+    }
+  }
+
+  struct GroupSum {
+    float unit;     // what an integer of the group's weights is worth
+    float weights;  // their sum, in units
+  };
+
   const KvCacheParams& cache_;
   int64_t D_, num_steps_;
   CodeQueries queries_;
@@ -313,10 +441,12 @@ class CodeAttention {
   uint8_t* unpacked_;  // [kTiles][steps][16][64]; lines of channels past D are multiplied by zero
   int32_t* sums_;      // [2][kTiles][16][16]
   Pending pending_;
-  int8_t* weights_;  // [16, kWeightStride] high bytes of 8 rows, then low bytes
-  float* scaled_;    // [kBlockTokens]
-  float* scales_;    // [kBlockTokens]
-  float* zeros_;     // [kBlockTokens]
+  int8_t* weights_;        // [16, kWeightStride] high bytes of 8 rows, then low bytes
+  int8_t* group_weights_;  // [kVariants][16, kWeightStride]
+  GroupSum group_sums_[kRows][kMostGroups] = {};
+  float* scaled_;  // [kBlockTokens]
+  float* scales_;  // [kBlockTokens]
+  float* zeros_;   // [kBlockTokens]
   float units_[kRows] = {}, addends_[kRows] = {};
 };
 

@@ -37,17 +37,18 @@ def check_cache(
     k_channel_scale: Tensor | None,
     v_channel_scale: Tensor | None,
     k_axis: str,
+    v_axis: str,
     rotate: bool,
 ) -> None:
     """In the order and wording of csrc/kv_cache/cache_check.h."""
-    _check_lists(require, recent, high, low, k_axis)
+    _check_lists(require, recent, high, low, k_axis, v_axis)
     _check_types(require, lengths, window_starts, recent, high, low, k_channel_scale, v_channel_scale)
     _check_devices(require, lengths, window_starts, recent, high, low, k_channel_scale, v_channel_scale)
     _check_recent(require, lengths, window_starts, recent, k_channel_scale, v_channel_scale)
     page_size: Any = 0
     for name, tier in (("high", high), ("low", low)):
         if tier:
-            page_size = _check_tier(require, name, tier, recent[0], k_axis, page_size)
+            page_size = _check_tier(require, name, tier, recent[0], k_axis, v_axis, page_size)
     D = recent[0].size(3)
     if rotate:
         require(kv.power_of_two(D), "rotate", lambda: "False unless D is a power of two", lambda: f"D = {D}")
@@ -59,13 +60,19 @@ def page_size_of(high: Sequence[Tensor], low: Sequence[Tensor]) -> Any:
 
 
 def _check_lists(
-    require: Require, recent: Sequence[Tensor], high: Sequence[Tensor], low: Sequence[Tensor], k_axis: str
+    require: Require,
+    recent: Sequence[Tensor],
+    high: Sequence[Tensor],
+    low: Sequence[Tensor],
+    k_axis: str,
+    v_axis: str,
 ) -> None:
     require(len(recent) == 4, "recent", lambda: "4 tensors", lambda: f"{len(recent)}")
     for name, tier in (("high", high), ("low", low)):
         count = len(tier)
         require(count in (0, 9), name, lambda: "0 or 9 tensors", lambda count=count: f"{count}")  # type: ignore[misc]
     kv.check_axis(require, k_axis, "k_axis")
+    kv.check_axis(require, v_axis, "v_axis")
 
 
 def _check_types(
@@ -159,7 +166,7 @@ def _check_recent(
 
 
 def _check_tier(
-    require: Require, prefix: str, tier: Sequence[Tensor], window: Tensor, k_axis: str, page_size: Any
+    require: Require, prefix: str, tier: Sequence[Tensor], window: Tensor, k_axis: str, v_axis: str, page_size: Any
 ) -> Any:
     parts = dict(zip(TIER_NAMES, tier, strict=True))
     k_pages, table, positions = parts["k_pages"], parts["page_table"], parts["positions"]
@@ -175,7 +182,7 @@ def _check_tier(
     if positions.numel() > 0:
         _contiguous(require, f"{prefix}.positions", positions, (P, H, found), "[P, Hkv, page size]")
     k_coded = _check_pages(require, prefix, "k", parts, window, P, found, k_axis)
-    v_coded = _check_pages(require, prefix, "v", parts, window, P, found, "token")
+    v_coded = _check_pages(require, prefix, "v", parts, window, P, found, v_axis)
     expected = f"dtype {'uint8' if k_coded else 'of the window'} as {prefix}.k_pages (codes for both or for none)"
     got = parts["v_pages"].dtype
     require(k_coded == v_coded, f"{prefix}.v_pages", lambda: expected, lambda: dtype_name(got))

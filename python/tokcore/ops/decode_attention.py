@@ -73,12 +73,13 @@ def _decode_fake(
     softcap: float | None = None,
     window: int | None = None,
     k_axis: str = "token",
+    v_axis: str = "token",
     rotate: bool = False,
     return_lse: bool = False,
 ) -> tuple[Tensor, Tensor]:
     require = checks.fake_require("decode_attention")
     tensors = (lengths, window_starts, recent, high, low, k_channel_scale, v_channel_scale)
-    check_cache(require, *tensors, k_axis, rotate)
+    check_cache(require, *tensors, k_axis, v_axis, rotate)
     checks._dtype(require, "q", q, (recent[0].dtype,))
     kv.check_same_device(require, "q", q, recent[0], "recent.window_k")
     checks._rank(require, "q", q, 4)
@@ -179,6 +180,7 @@ def decode_attention(
         softcap=softcap,
         window=window,
         k_axis=cache.k_axis,
+        v_axis=cache.v_axis,
         rotate=cache.rotate,
         return_lse=return_lse,
     )

@@ -33,11 +33,12 @@ def _append_fake(
     residual: int,
     page_size: int,
     k_axis: str = "token",
+    v_axis: str = "token",
     rotate: bool = False,
 ) -> None:
     require = checks.fake_require("kv_append")
     tensors = (lengths, window_starts, recent, high, low, k_channel_scale, v_channel_scale)
-    check_cache(require, *tensors, k_axis, rotate)
+    check_cache(require, *tensors, k_axis, v_axis, rotate)
     window = recent[0]
     checks._dtype(require, "k", k, (window.dtype,), " of recent.window_k")
     checks._dtype(require, "v", v, (window.dtype,))
@@ -109,8 +110,9 @@ def call_append(cache: QuantizedKVCache, state: Layer, k: Tensor, v: Tensor, slo
     """Calls the operator; what only its kernel can find wrong with the values becomes a ValueError."""
     operands = state.operands()
     arguments = (k if k.stride(-1) == 1 else k.contiguous(), v if v.stride(-1) == 1 else v.contiguous(), slot_mapping)
-    options = {"capacity": cache.capacity, "residual": cache.residual, "page_size": cache.page_size}
+    sizes = {"capacity": cache.capacity, "residual": cache.residual, "page_size": cache.page_size}
+    scheme = {"k_axis": cache.k_axis, "v_axis": cache.v_axis, "rotate": cache.rotate}
     try:
-        torch.ops.tokcore.kv_append(*arguments, *operands, **options, k_axis=cache.k_axis, rotate=cache.rotate)
+        torch.ops.tokcore.kv_append(*arguments, *operands, **sizes, **scheme)
     except RuntimeError as error:
         raise checks.value_error("kv_append", error) from None

@@ -49,6 +49,7 @@ def _compact_fake(
     v_channel_scale: Tensor | None = None,
     *,
     k_axis: str = "token",
+    v_axis: str = "token",
     rotate: bool = False,
 ) -> None:
     require = checks.fake_require("kv_compact")
@@ -66,7 +67,7 @@ def _compact_fake(
         for name, scale in (("k_channel_scale", k_channel_scale), ("v_channel_scale", v_channel_scale))
     )
     parts = (first_lengths, first_starts, first_recent, first_high, first_low, k_scale, v_scale)
-    check_cache(require, *parts, k_axis, rotate)
+    check_cache(require, *parts, k_axis, v_axis, rotate)
     window = first_recent[0]
     named = {
         "accepted_nodes": accepted_nodes,
@@ -101,7 +102,7 @@ def kv_compact(cache: QuantizedKVCache, verdict: Verdict, tree: TokenTree) -> No
 
     - a token that stays in its tier keeps codes and scales bit for bit, if scales are by token;
     - one that enters a page from the window, or changes tier, is quantized from the numbers it stands for, and so are
-      the pages of keys that share scales by channel;
+      pages whose tokens share scales by channel;
     - the tokens of a page that is no longer full return to the window as the numbers they stand for.
 
     Args:
@@ -143,6 +144,7 @@ def kv_compact(cache: QuantizedKVCache, verdict: Verdict, tree: TokenTree) -> No
             tree.counts,
             *cache.stacked_operands(),
             k_axis=cache.k_axis,
+            v_axis=cache.v_axis,
             rotate=cache.rotate,
         )
     except RuntimeError as error:

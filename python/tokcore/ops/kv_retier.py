@@ -30,11 +30,12 @@ def _retier_fake(
     v_channel_scale: Tensor | None = None,
     *,
     k_axis: str = "token",
+    v_axis: str = "token",
     rotate: bool = False,
 ) -> None:
     require = checks.fake_require("kv_retier")
     tensors = (lengths, window_starts, recent, high, low, k_channel_scale, v_channel_scale)
-    check_cache(require, *tensors, k_axis, rotate)
+    check_cache(require, *tensors, k_axis, v_axis, rotate)
     for name, tier in (("high", high), ("low", low)):
         require(len(tier) > 0, name, lambda: "a tier", lambda: "none")
         listed = tier[8].numel() > 0 or tier[0].numel() == 0
@@ -89,7 +90,7 @@ def kv_retier(
     cannot hold; the others go to the low tier. A ``ratio`` beyond the room of the high tier fills it, which the result
     tells; a ``mass`` that needs more raises, as it would not be reached. Every token keeps its position and
     none is dropped. A token that stays in its tier keeps its codes bit for bit where scales are by token; one that
-    moves, and keys that share scales by channel, are quantized from what their codes stood for.
+    moves, and keys or values that share scales by channel, are quantized from what their codes stood for.
 
     Args:
         cache: a cache with two tiers; changed in place.
@@ -153,8 +154,9 @@ def kv_retier(
     wanted = torch.minimum(torch.maximum(wanted, least), most).to(torch.int32)
     dense = scores if scores.stride(-1) == 1 else scores.contiguous()
     operands = state.operands()
+    options = {"k_axis": cache.k_axis, "v_axis": cache.v_axis, "rotate": cache.rotate}
     try:
-        torch.ops.tokcore.kv_retier(dense, wanted, *operands, k_axis=cache.k_axis, rotate=cache.rotate)
+        torch.ops.tokcore.kv_retier(dense, wanted, *operands, **options)
     except RuntimeError as error:
         raise checks.value_error("kv_retier", error) from None
     return high.page_counts * cache.page_size

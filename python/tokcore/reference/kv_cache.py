@@ -95,7 +95,7 @@ def _tier_tokens(cache: QuantizedKVCache, layer: int, tier: Tier, b: int, dtype:
     found = []
     for name, axis, channel_scale in (
         ("k", cache.k_axis, scales.k_channel_scale),
-        ("v", "token", scales.v_channel_scale),
+        ("v", cache.v_axis, scales.v_channel_scale),
     ):
         pages, scale, zero = (getattr(tier, f"{name}_{part}") for part in ("pages", "scale", "zero"))
         chosen = [part[used] if part.dim() > 1 else part for part in (scale, zero)]

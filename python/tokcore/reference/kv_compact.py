@@ -82,7 +82,7 @@ def _page(
         return natural[list(sources)].to(cache.dtype).float()
     channel_scale = getattr(state, f"{kind}_channel_scale")
     factor = torch.ones(cache.head_dim) if channel_scale is None else channel_scale[head]
-    axis = cache.k_axis if kind == "k" else "token"
+    axis = cache.k_axis if kind == "k" else cache.v_axis
     rows, kept = [], []
     for source in sources:
         in_pages = cache.sinks <= source < int(state.window_starts[b])

@@ -41,7 +41,7 @@ def _stored(cache: QuantizedKVCache, tier: Tier, b: int, head: int, kind: str) -
     used = tier.page_table[b, : int(tier.page_counts[b])].long()
     parts = [getattr(tier, f"{kind}_{part}") for part in ("scale", "zero")]
     chosen = [part[used] if part.dim() > 1 else part for part in parts]
-    axis = cache.k_axis if kind == "k" else "token"
+    axis = cache.k_axis if kind == "k" else cache.v_axis
     pages = getattr(tier, f"{kind}_pages")[used]
     rows = page_numbers(pages, chosen[0], chosen[1], cache.head_dim, axis, kind == "k", torch.float32)
     positions = tier.positions.to(torch.int64)[used][:, head].reshape(-1)
@@ -57,7 +57,7 @@ def coded_again(cache: QuantizedKVCache, tier: Tier, kind: str, rows: Tensor, ke
     """What pages of the tier make of rows [n, D]; ``kept`` rows were there before."""
     pages, scale = getattr(tier, f"{kind}_pages"), getattr(tier, f"{kind}_scale")
     D = cache.head_dim
-    bits, axis = pages.size(-1) * 8 // D, cache.k_axis if kind == "k" else "token"
+    bits, axis = pages.size(-1) * 8 // D, cache.k_axis if kind == "k" else cache.v_axis
     group = D // scale.size(2) if axis == "token" else cache.page_size // scale.size(2)
     symmetric = getattr(tier, f"{kind}_zero").numel() == 0
     found = dequantize(*quantize(rows, bits, axis, group, symmetric), bits, axis, group)

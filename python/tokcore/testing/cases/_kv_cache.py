@@ -38,6 +38,8 @@ TIERS: dict[str, dict[str, Any]] = {
 SCHEMES: dict[str, dict[str, Any]] = {
     "symmetric": {"symmetric": True},
     "by-channel": {"k_axis": "channel"},
+    "values-by-channel": {"v_axis": "channel", "v_group": 16},
+    "both-by-channel": {"k_axis": "channel", "v_axis": "channel"},
     "kivi-groups": {"k_axis": "channel", "group": 16, "v_group": 32},
     "groups": {"group": 32, "v_group": 16},
     "rotated": {"rotate": True},
@@ -45,7 +47,9 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "no-window": {"residual": 0, "sinks": 0},
     "many-sinks": {"residual": 33, "sinks": 17},
 }
-_CACHE = ("high", "low", "k_axis", "group", "v_group", "symmetric", "rotate", "residual", "sinks", "page_size")
+_CACHE = (
+    *("high", "low", "k_axis", "v_axis", "group", "v_group", "symmetric", "rotate", "residual", "sinks", "page_size"),
+)
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 

@@ -137,7 +137,7 @@ TABLE = OpTable(
         for option in (
             "float32, bfloat16, float16",
             "codes of 8, 4 and 2 bits, keys and values each",
-            "keys by token or by channel, values by token",
+            "keys and values by token or by channel, each",
             "groups of 16, 32, 64, 128 or all",
             "two tiers, window and sinks in one call",
             "pages of 16, 32, 64, 128",

@@ -92,7 +92,7 @@ def _pages(
         return {f"{name} {kind}_pages {b}": _bits(x.contiguous())}
     D, page_size = x.size(-1), x.size(-2)
     bits = pages.size(-1) * 8 // D
-    axis = cache.k_axis if kind == "k" else "token"
+    axis = cache.k_axis if kind == "k" else cache.v_axis
     group = D // scale.size(2) if axis == "token" else page_size // scale.size(2)
     symmetric = getattr(tier, f"{kind}_zero").numel() == 0
     over_tokens = None if channel_scale is None else channel_scale.unsqueeze(-2)
