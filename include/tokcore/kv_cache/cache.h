@@ -15,7 +15,7 @@ namespace tokcore {
 
 // The keys or the values in the pages of a tier.
 struct KvPages {
-  bool coded;           // codes by `scheme`, or numbers of the cache's dtype
+  bool coded;  // codes by `scheme`, or numbers of the cache's dtype
   QuantScheme scheme;
   uint8_t* data;        // [P, Hkv, page bytes]: codes as in quantization.h, or rows [page_size, D]
   int64_t head_bytes;   // of one head in a page
