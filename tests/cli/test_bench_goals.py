@@ -10,7 +10,7 @@ from tokcore.cli.bench.listing import _wanted
 from tokcore.cli.bench.results import CaseResult, Missing, Row
 from tokcore.cli.bench.tables import goal_text
 from tokcore.testing.memory import PeakMemory
-from tokcore.testing.table import Goal, MemoryGoal, ShareGoal, SizeGoal, TimeGoal
+from tokcore.testing.table import Goal, MemoryGoal, RateGoal, ShareGoal, SizeGoal, TimeGoal
 from tokcore.testing.timing import summarize
 
 CASE = toy.TABLE.cases[0]
@@ -126,6 +126,35 @@ def test_shares_of_the_peak_of_the_run(share: float | None, verdict: str) -> Non
     assert _wanted(wanted) == "≥ 75% of the limit measured in the run, stretch 85%"
     problem = check([measured])
     assert (problem is None) == (share is not None and share >= 0.75)
+
+
+def test_shares_on_the_device_that_a_goal_names() -> None:
+    measured = result(own={0: 1.0})
+    measured.rows[0].peak_share, measured.backend = 0.7, "cuda"
+    wanted = ShareGoal(CASE.name, "forward", "own", 0.6, backend="cuda", device="a GPU")
+    (here,), (elsewhere,) = judge([wanted], measured, "a GPU"), judge([wanted], measured, "another GPU")
+    assert (here.measured, here.verdict) == (0.7, "pass")
+    assert (elsewhere.verdict, elsewhere.reason) == ("not measured", "the GPU here is called another GPU")
+    assert _wanted(wanted) == "≥ 60% of the limit measured in the run on a GPU"
+
+
+@pytest.mark.parametrize(
+    ("rate", "verdict"),
+    [(499e12, "fall short"), (500e12, "pass"), (600e12, "pass (stretch)"), (None, "not measured")],
+)
+def test_rates_of_what_was_executed(rate: float | None, verdict: str) -> None:
+    measured = result(own={0: 1.0})
+    measured.rows[0].flops, measured.backend = rate, "cuda"
+    wanted = RateGoal(CASE.name, "forward", "own", "a GPU", 500e12, 600e12)
+    (judged,), (elsewhere,) = judge([wanted], measured, "a GPU"), judge([wanted], measured, "another GPU")
+    assert (judged.measured, judged.verdict) == (rate, verdict)
+    assert elsewhere.verdict == "not measured"
+    assert "≥ 500, stretch 600 TFLOP/s on a GPU: " in goal_text(judged)
+    assert _wanted(wanted) == "≥ 500, stretch 600 TFLOP/s on a GPU"
+    measured.goals = [judged]
+    problem = check([measured])
+    assert (problem is None) == (rate is not None and rate >= 500e12)
+    assert verdict != "fall short" or "own 499 TFLOP/s, goal 500" in (problem or "")
 
 
 def test_sizes_kept_between_calls() -> None:

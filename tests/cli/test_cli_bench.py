@@ -121,10 +121,27 @@ def test_list_runs_nothing(invoke: Invoke) -> None:
     assert "median" not in done.output
 
 
+def test_a_pattern_is_about_cases_to_time(invoke: Invoke) -> None:
+    done = invoke(*QUICK, "--measure", "forward", "--case", "*,*")
+    assert done.exit_code == 0, done.output
+    assert "small,fp32" in done.output
+    assert "wide,bf16" not in done.output  # it is there to be verified, and can still be named
+    alone = invoke(*QUICK, "--case", "wide*")
+    assert alone.exit_code == 2
+    assert alone.output == "tokcore: 'wide*' matches no case to time, and 1 others of toy: name one in full\n"
+    assert invoke("verify", "--op", "toy", "--case", "*32", "--list").output == "toy small,fp32\n"
+
+
+def test_cases_that_no_variant_is_for_end_in_one_line(invoke: Invoke) -> None:
+    done = invoke("bench", "--op", "idle", "--case", "small,fp32")
+    assert done.exit_code == 2
+    assert done.output == "tokcore: idle has no variant that is meant for small,fp32\n"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--op", "tea"), "unknown op 'tea'; known: toy, troubled, hungry"),
+        (("--op", "tea"), "unknown op 'tea'; known: toy, troubled, hungry, idle"),
         (("--op", "toy", "--case", "big"), "unknown case 'big'; known: small,fp32, wide,bf16"),
         (("--op", "toy", "--measure", "sideways"), "unknown measure 'sideways'; known: forward, forward+backward"),
         (("--op", "toy", "--against", "torch,jax"), "unknown peer 'jax'; known: torch, absent, broken"),

@@ -30,4 +30,4 @@ def test_info_of_an_op_is_its_support_table(invoke: Invoke) -> None:
     for text in ("bias", "yes", "no: not yet", "fp32 only"):
         assert text in done.output
     unknown = invoke("info", "--op", "tea")
-    assert (unknown.exit_code, unknown.output) == (2, "tokcore: unknown op 'tea'; known: toy, troubled, hungry\n")
+    assert (unknown.exit_code, unknown.output) == (2, "tokcore: unknown op 'tea'; known: toy, troubled, hungry, idle\n")

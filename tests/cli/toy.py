@@ -148,6 +148,15 @@ HUNGRY = dataclasses.replace(
 )
 
 
+IDLE = dataclasses.replace(
+    TABLE,
+    op="idle",
+    cases=TABLE.cases[:1],
+    variants=(Variant("tokcore", "forward", forward, peer=False, applies=lambda case: False),),
+    goals=(),
+)
+
+
 def sound() -> dict[str, OpTable]:
     """Those without trouble."""
     return {TABLE.op: TABLE}
@@ -155,4 +164,4 @@ def sound() -> dict[str, OpTable]:
 
 def tables() -> dict[str, OpTable]:
     """All of them."""
-    return {table.op: table for table in (TABLE, TROUBLED, HUNGRY)}
+    return {table.op: table for table in (TABLE, TROUBLED, HUNGRY, IDLE)}

@@ -58,13 +58,26 @@ def find_table(op: str) -> OpTable:
 
 
 def find_cases(table: OpTable, names: Sequence[str], tag: str) -> list[Case]:
-    """The cases called ``names`` (shell patterns allowed), in table order; those tagged ``tag`` for no names."""
+    """The cases called ``names``, in table order; those tagged ``tag`` for no names.
+
+    A shell pattern is about cases of the purpose at hand, those to verify for the tag "verify", those to time for any
+    other: what one is made for need not work with the other. A name in full takes the case whatever it is for.
+    """
     if not names:
         return [case for case in table.cases if tag in case.tags]
+    meant = {case.name for case in table.cases if (tag in case.tags if tag == "verify" else case.timed)}
+
+    def chosen(case: Case, name: str) -> bool:
+        return case.name == name or (case.name in meant and fnmatchcase(case.name, name))
+
     for name in names:
-        if not any(fnmatchcase(case.name, name) or case.name == name for case in table.cases):
+        if not any(chosen(case, name) for case in table.cases):
+            others = sum(fnmatchcase(case.name, name) for case in table.cases)
+            if others:
+                purpose = "verify" if tag == "verify" else "time"
+                fail(f"{name!r} matches no case to {purpose}, and {others} others of {table.op}: name one in full")
             unknown("case", name, (case.name for case in table.cases))
-    return [case for case in table.cases if any(fnmatchcase(case.name, name) or case.name == name for name in names)]
+    return [case for case in table.cases if any(chosen(case, name) for name in names)]
 
 
 def find_backends(text: str) -> list[Backend]:

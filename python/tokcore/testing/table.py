@@ -23,8 +23,14 @@ class Case:
 
     name: str  # unique in its table, readable, and accepted by --case: "T=1024,C=1024,V=32768,bf16"
     parameters: Mapping[str, Any]
-    # "verify": part of tests and verify; "quick": in CI; "bench", "bench-cuda": timed by default on a CPU, on a GPU
+    # "verify": part of tests and verify; "quick": in CI; "bench", "bench-cuda": timed by default on a CPU, on a GPU;
+    # "large": timed when asked for
     tags: frozenset[str] = frozenset()
+
+    @property
+    def timed(self) -> bool:
+        """Whether it is meant for timing, by default or when asked for."""
+        return "verify" not in self.tags or not self.tags.isdisjoint({"bench", "bench-cuda", "large"})
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,20 @@ class TimeGoal:
 
 
 @dataclass(frozen=True)
+class RateGoal:
+    """``variant`` shall execute at least ``flops_per_second`` on ``case`` on a GPU called ``device``, counting what the
+    variant's ``flops`` counts: of sparse attention, kept blocks alone."""
+
+    case: str
+    measure: str
+    variant: str
+    device: str
+    flops_per_second: float
+    stretch: float | None = None
+    backend: str = "cuda"
+
+
+@dataclass(frozen=True)
 class MemoryGoal:
     """``variant`` shall need at most ``limit`` times ``quantity`` on ``case``: see ``tokcore bench --memory``.
 
@@ -91,7 +111,8 @@ class MemoryGoal:
 
 @dataclass(frozen=True)
 class ShareGoal:
-    """``variant`` shall reach at least ``share`` of the limit that binds it, a peak measured in the same run."""
+    """``variant`` shall reach at least ``share`` of the limit that binds it, a peak measured in the same run; where
+    ``device`` is given, on a GPU of that name."""
 
     case: str
     measure: str
@@ -99,6 +120,7 @@ class ShareGoal:
     share: float
     stretch: float | None = None
     backend: str = "cpu"
+    device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +135,7 @@ class SizeGoal:
     backend: str = "cpu"
 
 
-AnyGoal = Goal | MemoryGoal | TimeGoal | ShareGoal | SizeGoal
+AnyGoal = Goal | MemoryGoal | TimeGoal | RateGoal | ShareGoal | SizeGoal
 
 
 @dataclass(frozen=True)

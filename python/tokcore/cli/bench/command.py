@@ -65,6 +65,9 @@ def bench(
         if not plan.cases:
             where = plan.backend.name
             arguments.fail(f"{op} has no cases to time by default on {where}; name one with --case (see --list)")
+    if not any(True for _ in _steps(plans)):
+        named = ", ".join(dict.fromkeys(case.name for plan in plans for case in plan.cases))
+        arguments.fail(f"{op} has no variant that is meant for {named}")
     arguments.check_writable(json_file, plot.with_suffix(".csv") if plot else None)
     if threads is not None:
         torch.set_num_threads(threads)

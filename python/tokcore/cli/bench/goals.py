@@ -9,25 +9,29 @@ from tokcore.cli.bench.results import (
     CaseResult,
     GoalResult,
     MemoryGoalResult,
+    RateGoalResult,
     ShareGoalResult,
     SizeGoalResult,
     TimeGoalResult,
 )
-from tokcore.testing.table import AnyGoal, Goal, MemoryGoal, ShareGoal, SizeGoal, TimeGoal
+from tokcore.testing.table import AnyGoal, Goal, MemoryGoal, RateGoal, ShareGoal, SizeGoal, TimeGoal
 from tokcore.testing.timing import paired_ratio
 
 
 def judge(goals: Iterable[AnyGoal], result: CaseResult, device: str | None = None) -> list[AnyGoalResult]:
     """The goals of this case, measure and backend: ratios from the two sides' common rounds, memory from fresh
-    processes, times where ``device`` is the one they are about, shares of the run's own peaks, sizes as allocated."""
+    processes, times and rates where ``device`` is the one they are about, shares of the run's own peaks, sizes as
+    allocated."""
 
     def judged(goal: AnyGoal) -> AnyGoalResult:
         if isinstance(goal, MemoryGoal):
             return _judge_memory(goal, result)
         if isinstance(goal, ShareGoal):
-            return _judge_share(goal, result)
+            return _judge_share(goal, result, device)
         if isinstance(goal, SizeGoal):
             return _judge_size(goal, result)
+        if isinstance(goal, RateGoal):
+            return _judge_rate(goal, result, device)
         return _judge_time(goal, result, device) if isinstance(goal, TimeGoal) else _judge(goal, result)
 
     here = (result.case.name, result.measure, result.backend)
@@ -43,17 +47,29 @@ def _judge_time(goal: TimeGoal, result: CaseResult, device: str | None) -> TimeG
     return TimeGoalResult(goal.variant, goal.device, goal.seconds, goal.stretch, found[0] if found else None, reason)
 
 
+def _judge_rate(goal: RateGoal, result: CaseResult, device: str | None) -> RateGoalResult:
+    found = [row.flops for row in result.rows if row.variant == goal.variant]
+    reasons = {item.variant: item.reason for item in result.missing}
+    measured = found[0] if found else None
+    reason = None if measured is not None else reasons.get(goal.variant, "not selected")
+    if device != goal.device:
+        measured, reason = None, f"the GPU here is called {device}"
+    return RateGoalResult(goal.variant, goal.device, goal.flops_per_second, goal.stretch, measured, reason)
+
+
 def _judge_memory(goal: MemoryGoal, result: CaseResult) -> MemoryGoalResult:
     found = [row.memory for row in result.rows if row.variant == goal.variant and row.memory is not None]
     measured = getattr(found[0], goal.quantity) if found else None
     return MemoryGoalResult(goal.variant, goal.quantity, goal.limit, measured)
 
 
-def _judge_share(goal: ShareGoal, result: CaseResult) -> ShareGoalResult:
+def _judge_share(goal: ShareGoal, result: CaseResult, device: str | None) -> ShareGoalResult:
     found = [row.peak_share for row in result.rows if row.variant == goal.variant]
     reasons = {item.variant: item.reason for item in result.missing}
     measured = found[0] if found else None
     reason = "no peak was measured" if found else reasons.get(goal.variant, "not selected")
+    if goal.device not in (None, device):
+        measured, reason = None, f"the GPU here is called {device}"
     return ShareGoalResult(goal.variant, goal.share, goal.stretch, measured, None if measured is not None else reason)
 
 
@@ -93,6 +109,8 @@ def check(results: Iterable[CaseResult]) -> str | None:
 def _shortfall(goal: AnyGoalResult) -> str:
     if isinstance(goal, TimeGoalResult):
         return f"{goal.variant} {(goal.measured or 0.0) * 1e3:.3g} ms, goal {goal.seconds * 1e3:.3g} ms"
+    if isinstance(goal, RateGoalResult):
+        return f"{goal.variant} {(goal.measured or 0.0) / 1e12:.3g} TFLOP/s, goal {goal.flops_per_second / 1e12:.3g}"
     if isinstance(goal, MemoryGoalResult):
         return f"{goal.variant} {goal.quantity} {goal.measured:.3g}, goal {goal.limit:.3g}"
     if isinstance(goal, ShareGoalResult):

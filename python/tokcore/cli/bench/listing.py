@@ -6,13 +6,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tokcore.testing.table import AnyGoal, MemoryGoal, OpTable, ShareGoal, SizeGoal, TimeGoal
+from tokcore.testing.table import AnyGoal, MemoryGoal, OpTable, RateGoal, ShareGoal, SizeGoal, TimeGoal
 
 
 def print_listing(out: Console, table: OpTable) -> None:
     """Cases meant for timing with their tags, variants with their measure, and goals."""
     cases = Table("case", "tags", title=f"cases of {table.op}", title_justify="left")
-    others = [case for case in table.cases if case.tags.isdisjoint({"verify"}) or "bench" in case.tags]
+    others = [case for case in table.cases if case.timed]
     for case in others:
         cases.add_row(escape(case.name), ", ".join(sorted(case.tags)))
     out.print(cases)
@@ -34,11 +34,15 @@ def print_listing(out: Console, table: OpTable) -> None:
 def _wanted(goal: AnyGoal) -> str:
     if isinstance(goal, TimeGoal):
         return f"≤ {goal.seconds * 1e3:g} ms on {goal.device}"
+    if isinstance(goal, RateGoal):
+        hoped = "" if goal.stretch is None else f", stretch {goal.stretch / 1e12:g}"
+        return f"≥ {goal.flops_per_second / 1e12:g}{hoped} TFLOP/s on {goal.device}"
     if isinstance(goal, MemoryGoal):
         return f"{goal.quantity} ≤ {goal.limit:g}"
     if isinstance(goal, ShareGoal):
         hoped = "" if goal.stretch is None else f", stretch {goal.stretch:.0%}"
-        return f"≥ {goal.share:.0%} of the limit measured in the run{hoped}"
+        where = "" if goal.device is None else f" on {goal.device}"
+        return f"≥ {goal.share:.0%} of the limit measured in the run{hoped}{where}"
     if isinstance(goal, SizeGoal):
         return f"keeps ≤ {goal.limit:g}× {goal.peer}"
     stretch = "" if goal.stretch is None else f", stretch {goal.stretch:g}×"

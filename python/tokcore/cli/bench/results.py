@@ -144,6 +144,27 @@ class TimeGoalResult:
 
 
 @dataclass(frozen=True)
+class RateGoalResult:
+    """A bound on executed FLOPs a second beside what was measured; ``measured`` is None when it did not run."""
+
+    variant: str
+    device: str
+    flops_per_second: float
+    stretch: float | None
+    measured: float | None
+    reason: str | None = None
+
+    @property
+    def verdict(self) -> str:
+        """ "pass", "pass (stretch)", "fall short" or "not measured"."""
+        if self.measured is None:
+            return "not measured"
+        if self.measured < self.flops_per_second:
+            return "fall short"
+        return "pass (stretch)" if self.stretch is not None and self.measured >= self.stretch else "pass"
+
+
+@dataclass(frozen=True)
 class ShareGoalResult:
     """A share of the limit that binds a variant beside what was measured; ``measured`` is None when it did not run."""
 
@@ -181,7 +202,7 @@ class SizeGoalResult:
         return "pass" if self.measured <= self.limit else "fall short"
 
 
-AnyGoalResult = GoalResult | MemoryGoalResult | TimeGoalResult | ShareGoalResult | SizeGoalResult
+AnyGoalResult = GoalResult | MemoryGoalResult | TimeGoalResult | RateGoalResult | ShareGoalResult | SizeGoalResult
 
 
 @dataclass

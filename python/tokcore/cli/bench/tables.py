@@ -12,6 +12,7 @@ from tokcore.cli.bench.results import (
     AnyGoalResult,
     CaseResult,
     MemoryGoalResult,
+    RateGoalResult,
     Row,
     ShareGoalResult,
     SizeGoalResult,
@@ -59,6 +60,8 @@ def goal_text(goal: AnyGoalResult) -> str:
         return escape(f"≤ {show(goal.limit)}: {came}") + f"[{_STYLES[goal.verdict]}]{goal.verdict}[/]{escape(why)}"
     if isinstance(goal, TimeGoalResult):
         return _time_goal_text(goal)
+    if isinstance(goal, RateGoalResult):
+        return _rate_goal_text(goal)
     if isinstance(goal, ShareGoalResult):
         return _share_goal_text(goal)
     if isinstance(goal, SizeGoalResult):
@@ -79,6 +82,14 @@ def _time_goal_text(goal: TimeGoalResult) -> str:
     why = f" ({goal.reason})" if goal.reason is not None else ""
     limit = f"≤ {milliseconds(goal.seconds)}{stretch} ms on {goal.device}: {came}"
     return escape(limit) + f"[{_STYLES[goal.verdict]}]{goal.verdict}[/]{escape(why)}"
+
+
+def _rate_goal_text(goal: RateGoalResult) -> str:
+    stretch = f", stretch {goal.stretch / 1e12:g}" if goal.stretch is not None else ""
+    came = f"{goal.measured / 1e12:.3g} " if goal.measured is not None else ""
+    why = f" ({goal.reason})" if goal.reason is not None else ""
+    bound = f"≥ {goal.flops_per_second / 1e12:g}{stretch} TFLOP/s on {goal.device}: {came}"
+    return escape(bound) + f"[{_STYLES[goal.verdict]}]{goal.verdict}[/]{escape(why)}"
 
 
 def _share_goal_text(goal: ShareGoalResult) -> str:

@@ -86,10 +86,12 @@ def _training(name: str, loss: Callable[[Inputs], Tensor], flops: int = 6, **fie
     """A contestant that computes a loss and its gradients; ``flops`` counts T·V·C, of matrix products alone."""
 
     def prepare(_: Case, inputs: Inputs) -> Callable[[], Any]:
+        wanted = {f"grad_{name}": inputs[name] for name in "ec" if inputs[name].requires_grad}
+
         def timed() -> dict[str, Tensor]:
             value = loss(inputs)
-            grad_e, grad_c = torch.autograd.grad(value, (inputs["e"], inputs["c"]))
-            return {"loss": value.detach(), "grad_e": grad_e, "grad_c": grad_c}
+            grads = torch.autograd.grad(value, list(wanted.values()))
+            return {"loss": value.detach(), **dict(zip(wanted, grads, strict=True))}
 
         return timed
 
@@ -282,6 +284,10 @@ def _eager_logprobs(inputs: Inputs) -> dict[str, Tensor]:
     return {"logprob": z.gather(-1, inputs["targets"].unsqueeze(-1)).squeeze(-1) - lse, "lse": lse}
 
 
+def _has_eight(case: Case) -> bool:
+    return bool(case.parameters["V"] >= 8)
+
+
 def logprobs_variants() -> tuple[Variant, ...]:
     """The contestants of ``linear_logprobs``."""
     return (
@@ -289,8 +295,8 @@ def logprobs_variants() -> tuple[Variant, ...]:
         _forward("F.linear+logsumexp+gather", _eager_logprobs),
         _forward("tokcore forward", _tokcore_logprobs(), peer=False),
         _forward("tokcore with entropy", _tokcore_logprobs(entropy=True), peer=False),
-        _forward("tokcore with 8 gathered", _tokcore_logprobs(gather=8), peer=False),
-        _forward("tokcore with top-8", _tokcore_logprobs(topk=8), peer=False),
+        _forward("tokcore with 8 gathered", _tokcore_logprobs(gather=8), peer=False, applies=_has_eight),
+        _forward("tokcore with top-8", _tokcore_logprobs(topk=8), peer=False, applies=_has_eight),
     )
 
 

@@ -45,7 +45,7 @@ def tree_cases() -> tuple[Case, ...]:
 
 def is_tree(case: Case) -> bool:
     """A case of the measure ``tree``."""
-    return "tree" in case.parameters
+    return case.timed and "tree" in case.parameters
 
 
 def is_shared(case: Case) -> bool:

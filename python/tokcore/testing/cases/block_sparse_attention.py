@@ -148,6 +148,7 @@ def _prepare(
     def prepare(_: Case, inputs: Inputs) -> Callable[[], Any]:
         attend = make(inputs)
         leaves = (inputs["q"], inputs["k"], inputs["v"])
+        wanted = {f"grad_{name}": inputs[name] for name in "qkv" if inputs[name].requires_grad}
         constants = tuple(x.detach() for x in leaves)  # FlexAttention refuses leaves on a CPU even without gradients
 
         def forward() -> dict[str, Tensor]:
@@ -156,8 +157,8 @@ def _prepare(
 
         def training() -> dict[str, Tensor]:
             out = attend(*leaves)
-            grads = torch.autograd.grad(out, leaves, inputs["upstream"]["out"])
-            return {"out": out.detach(), **dict(zip(("grad_q", "grad_k", "grad_v"), grads, strict=True))}
+            grads = torch.autograd.grad(out, list(wanted.values()), inputs["upstream"]["out"])
+            return {"out": out.detach(), **dict(zip(wanted, grads, strict=True))}
 
         return forward if measure == FORWARD else training
 

@@ -68,7 +68,7 @@ def make_inputs(case: Case, device: str, seed: int) -> Inputs:
 
 
 def _is_plain(case: Case) -> bool:
-    return not (is_tree(case) or is_shared(case))
+    return case.timed and not (is_tree(case) or is_shared(case))
 
 
 def run(inputs: Inputs) -> Outputs:

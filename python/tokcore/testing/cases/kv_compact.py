@@ -99,6 +99,10 @@ def reference(inputs: Inputs) -> Outputs:
     return outputs
 
 
+def _is_timed(case: Case) -> bool:
+    return case.timed
+
+
 def _bytes(case: Case) -> float:
     """Read and written if every accepted node moves; depth of the path drawn."""
     p = case.parameters
@@ -147,8 +151,8 @@ TABLE = OpTable(
     reference=reference,
     composition=reference,  # nothing is rounded but by the rules
     variants=(
-        Variant("index and assign", "compact", _prepare_index, bytes=_bytes),
-        Variant("tokcore", "compact", _prepare, peer=False, bytes=_bytes, backends=("cpu",)),
+        Variant("index and assign", "compact", _prepare_index, bytes=_bytes, applies=_is_timed),
+        Variant("tokcore", "compact", _prepare, peer=False, bytes=_bytes, backends=("cpu",), applies=_is_timed),
     ),
     support={
         option: {"cpu": "yes", "cuda": "no: no CUDA kernel yet"}

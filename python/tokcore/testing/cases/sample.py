@@ -110,7 +110,11 @@ def _variant(name: str, call: Callable[[Inputs], Any], peer: bool) -> Variant:
     def prepare(_: Case, inputs: Inputs) -> Callable[[], Any]:
         return lambda: call(inputs)
 
-    return Variant(name, "forward", prepare, peer=peer, bytes=lambda case: float(2 * case.parameters["T"] * 131072))
+    def nbytes(case: Case) -> float:
+        p = case.parameters
+        return float(p["B"] * p["V"] * p["dtype"].itemsize)
+
+    return Variant(name, "forward", prepare, peer=peer, bytes=nbytes)
 
 
 TABLE = OpTable(
