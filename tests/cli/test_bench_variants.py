@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from tokcore.cli.bench.run import max_error
 from tokcore.cli.gpu_check.stage import spread
 from tokcore.testing import tables
 from tokcore.testing.backend import find_backend
-from tokcore.testing.table import OpTable, Variant
+from tokcore.testing.table import Case, OpTable, Variant
 
 TABLES = tables()
 PEAK_BYTES, PEAK_FLOPS = 4.8e12, 1.979e15  # of an H200 by its data sheet: memory, and 8-bit products without sparsity
+
+
+_MOST = {"B": 2, "H": 4, "Hkv": 4, "layers": 2, "T": 8, "V": 300, "C": 32, "R": 40, "S": 64, "simulations": 20}
+_LENGTHS = ("L", "M", "N")  # of which N may be nodes of a tree
+
+
+def shrunk(case: Case) -> Case:
+    """The case with the same options and small sizes, as it runs in a moment on a CPU."""
+    p = dict(case.parameters)
+    for name, most in _MOST.items():
+        p[name] = min(p[name], most) if name in p else None
+    for name in _LENGTHS:
+        p[name] = min(p[name], 256) if name in p else None
+    if "grid" in p:
+        p["grid"], before_after = (4, 6, 10), sum(p["text"])
+        p["M"] = p["N"] = 240 + before_after
+    return replace(case, parameters={name: value for name, value in p.items() if value is not None})
 
 
 def own_variants(table: OpTable) -> list[Variant]:
@@ -30,6 +49,26 @@ def test_variants_run_on_the_cases_to_verify_that_they_apply_to(op: str) -> None
             variant.prepare(case, table.make_inputs(case, "cpu", 0))()
             for figure in (variant.flops, variant.bytes, variant.keeps):
                 assert figure is None or figure(case) >= 0
+
+
+def runnable(variant: Variant, case: Case) -> bool:
+    """Not what compiles for a minute, needs a GPU, or is another project's plain Python."""
+    slow = any(word in variant.name for word in ("compile", "QuantizedCache", "plain Python"))
+    return variant.applies(case) and "cpu" in variant.backends and not slow and variant.unavailable(case) is None
+
+
+@pytest.mark.parametrize("op", TABLES)
+def test_timed_cases_run_at_small_sizes_and_agree_with_the_reference(op: str) -> None:
+    table = TABLES[op]
+    for full in (case for case in table.cases if case.timed):
+        case = shrunk(full)
+        inputs = table.make_inputs(case, "cpu", 0)
+        reference = table.reference(inputs) if table.reference_bytes(case) < float("inf") else {}
+        for variant in (variant for variant in table.variants if runnable(variant, case)):
+            outputs = variant.prepare(case, inputs)()
+            error = max_error(table.sampled(dict(outputs)) if isinstance(outputs, dict) else outputs, reference)
+            allowed = 1.0 if any(word in variant.name for word in ("int2", "int4", "q4", "filtered")) else 0.05
+            assert error is None or error.value < allowed, (full.name, variant.name, error)
 
 
 @pytest.mark.parametrize("op", TABLES)

@@ -20,7 +20,7 @@ class Backend:
     case_tag = "bench"  # of the cases timed by default
     min_rounds = 5
     copy_limit_bytes = 512 << 20  # of all copies of a case's inputs
-    reference_limit_bytes = 1 << 30  # of one fp64 [T, V] tensor; the reference holds a few of them
+    reference_limit_bytes = 1 << 30  # of the largest tensor of the fp64 reference, which may hold a few such
     peak_kinds: Sequence[str] = tuple(CPU_KINDS)
 
     def cache_bytes(self) -> int:

@@ -138,6 +138,11 @@ class SizeGoal:
 AnyGoal = Goal | MemoryGoal | TimeGoal | RateGoal | ShareGoal | SizeGoal
 
 
+def _logits_bytes(case: Case) -> float:
+    """Of the classifier's [T, V] in fp64; 0 of an op without."""
+    return 8.0 * float(case.parameters.get("T", 0)) * float(case.parameters.get("V", 0))
+
+
 @dataclass(frozen=True)
 class OpTable:
     """Everything that tests, bench, verify and the support table need to know of one op."""
@@ -151,6 +156,8 @@ class OpTable:
     variants: tuple[Variant, ...] = ()
     goals: tuple[AnyGoal, ...] = ()
     support: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # option -> {"cpu": "yes", "cuda": "no: …"}
+    reference_bytes: Callable[[Case], float] = _logits_bytes  # of its largest tensor; inf: a case without reference
+    sampled: Callable[[Outputs], Outputs] = lambda outputs: outputs  # what the reference computes of a large case
     waits: bool = False  # run() waits for the GPU: it drives a class that plans on the host, or reads lengths back
 
     def runs_on(self, backend: str) -> bool:

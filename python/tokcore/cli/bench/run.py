@@ -61,7 +61,7 @@ def run_case(
             continue
         on_phase(f"warming up {variant.name}")
         try:
-            calls, error = _warm_up(variant, case, copies, reference)
+            calls, error = _warm_up(table, variant, case, copies, reference)
             calls, timed = backend.tune(calls)
         except Exception as exception:  # a peer may raise anything at all; the others still run
             lines = str(exception).strip().splitlines()
@@ -98,10 +98,13 @@ def run_case(
 
 
 def _warm_up(
-    variant: Variant, case: Case, copies: Sequence[Inputs], reference: Mapping[str, Tensor] | None
+    table: OpTable, variant: Variant, case: Case, copies: Sequence[Inputs], reference: Mapping[str, Tensor] | None
 ) -> tuple[Sequence[Callable[[], Any]], MaxError | None]:
     calls = [variant.prepare(case, inputs) for inputs in (copies[:1] if variant.slow else copies)]
-    error = max_error(calls[0](), reference) if reference is not None else None
+    first = calls[0]()
+    comparable = reference is not None and isinstance(first, Mapping)
+    error = max_error(table.sampled(dict(first)) if comparable else first, reference or {})
+    del first
     for call in calls[1:]:
         call()
     return calls, error
@@ -139,8 +142,7 @@ def _measure_memory(row: Row, op: str, case: Case, variants: Sequence[Variant], 
 
 
 def _reference(table: OpTable, case: Case, inputs: Inputs, limit_bytes: int) -> dict[str, Tensor] | None:
-    tokens, vocabulary = case.parameters.get("T", 0), case.parameters.get("V", 0)
-    return table.reference(inputs) if 8 * tokens * vocabulary <= limit_bytes else None
+    return table.reference(inputs) if table.reference_bytes(case) <= limit_bytes else None
 
 
 def max_error(outputs: Any, reference: Mapping[str, Tensor]) -> MaxError | None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokcore.testing.cases._sources import random_source
 from tokcore.testing.table import Case, Inputs, Outputs
 
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -88,9 +89,8 @@ def classifier_tensors(case: Case, device: str, seed: int) -> Inputs:
     """e, c, targets of a case; ``peaked`` inputs are a trained model's, others give logits of standard deviation 1."""
     p = case.parameters
     C, V, dtype = p["C"], p["V"], p["dtype"]
-    # The same numbers everywhere where they are compared; billions of them for a benchmark come from the GPU itself.
-    home = "cpu" if "verify" in case.tags else device
-    generator = torch.Generator(home).manual_seed(seed)
+    generator = random_source(case, device, seed)
+    home = generator.device
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, device=home)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import tokcore
 from tokcore.testing.cases._classifier import DTYPES
+from tokcore.testing.cases._sources import H200, not_importable
 from tokcore.testing.table import Case, Goal, Inputs, MemoryGoal, TimeGoal, Variant
 
 FORWARD, TRAINING = "forward", "forward+backward"
@@ -24,7 +25,6 @@ CHUNKED, COMPILED = "F.linear_cross_entropy (options)", "F.linear_cross_entropy 
 CUT, CUT_TRITON = "cut-cross-entropy (torch_compile)", "cut-cross-entropy (Triton)"
 EAGER_COMPILED, LIGER = "F.linear+F.cross_entropy (compiled)", "Liger fused linear cross-entropy"
 GEMMA, LLAMA = "T=8192,C=2304,V=256000", "T=8192,C=4096,V=128256"
-H200 = "NVIDIA H200"
 
 
 def bench_cases() -> tuple[Case, ...]:
@@ -170,17 +170,6 @@ def _eager_compiled(inputs: Inputs) -> Tensor:
     return _compiled_eager()({name: inputs[name] for name in ("e", "c", "targets")})
 
 
-def _not_importable(module: str) -> Callable[[Case], str | None]:
-    def reason(_: Case) -> str | None:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            return f"{module} cannot be imported: {error}"
-        return None
-
-    return reason
-
-
 def _cut_triton(inputs: Inputs) -> Tensor:
     module = importlib.import_module("cut_cross_entropy")
     loss: Tensor = module.linear_cross_entropy(inputs["e"], inputs["c"], inputs["targets"], impl="cce")
@@ -195,8 +184,8 @@ def _liger(inputs: Inputs) -> Tensor:
 
 _GPU_PEERS: dict[str, tuple[Callable[[Inputs], Tensor], Callable[[Case], str | None]]] = {
     EAGER_COMPILED: (_eager_compiled, lambda _: None),
-    CUT_TRITON: (_cut_triton, _not_importable("cut_cross_entropy")),
-    LIGER: (_liger, _not_importable("liger_kernel.transformers.fused_linear_cross_entropy")),
+    CUT_TRITON: (_cut_triton, not_importable("cut_cross_entropy")),
+    LIGER: (_liger, not_importable("liger_kernel.transformers.fused_linear_cross_entropy")),
 }
 
 

@@ -9,10 +9,12 @@ import torch
 
 import tokcore
 from tokcore.testing.cases._decode_peers import LLAMA_CPP, SDPA, peers
+from tokcore.testing.cases._sources import H200
 from tokcore.testing.table import AnyGoal, Case, Goal, Inputs, ShareGoal, SizeGoal, Variant
 
 DECODE = "decode"  # an append too: it is compared with the decode that follows it
 LENGTHS = (1024, 4096, 16384, 32768, 131072)
+CUDA_LENGTHS = (4096, 32768, 131072)
 BF16, INT8, INT4, INT2 = "tokcore bf16", "tokcore int8", "tokcore int4", "tokcore int2"
 MIXED, APPENDED = "tokcore mixed 20/80 int8/int2", "tokcore append one token"
 CACHES: dict[str, dict[str, Any]] = {
@@ -22,26 +24,33 @@ CACHES: dict[str, dict[str, Any]] = {
     INT2: {"high": "int2", "low": None},
     MIXED: {"high": "int8", "low": "int2", "high_ratio": 0.2},
 }
-_CODE_BYTES = {BF16: 2.0, INT8: 1.0, INT4: 0.5, INT2: 0.25, MIXED: 0.4}
+CODE_BYTES = {BF16: 2.0, INT8: 1.0, INT4: 0.5, INT2: 0.25, MIXED: 0.4}
 
 
 def bench_cases() -> tuple[Case, ...]:
     """One new token of 32 heads over 8 of the cache, from 1k to 128k tokens; and eight sequences."""
-    sizes = [(1, L) for L in LENGTHS] + [(8, 4096)]
+
+    def tags(B: int, L: int) -> set[str]:
+        here = {"bench"} if B == 1 else {"large"}
+        return here | {"bench-cuda"} if L in CUDA_LENGTHS else here
+
     return tuple(
         Case(
             f"B={B},H=32,Hkv=8,D=128,L={L},bf16",
             {"B": B, "L": L, "Hkv": 8, "G": 4, "D": 128, "dtype": torch.bfloat16},
-            frozenset({"bench"} if B == 1 else {"large"}),
+            frozenset(tags(B, L)),
         )
-        for B, L in sizes
+        for B, lengths in ((1, LENGTHS), (8, CUDA_LENGTHS))
+        for L in lengths
     )
 
 
-def make_bench_cache(case: Case, name: str, room: int = 0) -> tokcore.QuantizedKVCache:
+def make_bench_cache(
+    case: Case, name: str, room: int = 0, device: torch.device | str = "cpu"
+) -> tokcore.QuantizedKVCache:
     """An empty cache for the tokens of a case and ``room`` more."""
     p = case.parameters
-    return tokcore.QuantizedKVCache(1, p["B"], p["Hkv"], p["D"], p["L"] + room, **CACHES[name])
+    return tokcore.QuantizedKVCache(1, p["B"], p["Hkv"], p["D"], p["L"] + room, **CACHES[name], device=device)
 
 
 def cache_bytes(per_number: float) -> Callable[[Case], float]:
@@ -62,7 +71,7 @@ def flops(case: Case) -> float:
 
 def _tokcore(name: str) -> Variant:
     def prepare(case: Case, inputs: Inputs) -> Callable[[], Any]:
-        cache = make_bench_cache(case, name)
+        cache = make_bench_cache(case, name, device=inputs["k"].device)
         cache.append(0, inputs["k"], inputs["v"])
         q = inputs["q"]
         return lambda: {"out": tokcore.decode_attention(q, cache, 0)}
@@ -73,9 +82,8 @@ def _tokcore(name: str) -> Variant:
         prepare,
         peer=False,
         flops=flops,
-        bytes=cache_bytes(_CODE_BYTES[name]),
+        bytes=cache_bytes(CODE_BYTES[name]),
         keeps=lambda case: make_bench_cache(case, name).nbytes,
-        backends=("cpu",),
     )
 
 
@@ -101,7 +109,7 @@ def bench_variants() -> tuple[Variant, ...]:
 
 
 def bench_goals() -> tuple[AnyGoal, ...]:
-    """The goal table of the KV cache's CPU rows."""
+    """The goal table of the KV cache."""
     name = "B=1,H=32,Hkv=8,D=128,L={},bf16".format
     goals: list[AnyGoal] = [
         Goal(name(32768), DECODE, BF16, SDPA, 5.0),
@@ -112,4 +120,19 @@ def bench_goals() -> tuple[AnyGoal, ...]:
     goals += [SizeGoal(name(32768), DECODE, v, SDPA, limit) for v, limit in ((INT8, 0.53), (INT4, 0.28), (MIXED, 0.23))]
     goals += [Goal(name(32768), DECODE, v, LLAMA_CPP[kind], 1.0) for v, kind in ((INT8, "q8_0"), (INT4, "q4_0"))]
     goals.append(Goal(name(4096), DECODE, APPENDED, BF16, 20.0))
-    return tuple(goals)
+    return (*goals, *_cuda_goals())
+
+
+def _cuda_goals() -> list[AnyGoal]:
+    """Shares of the memory's rate at 32k tokens and more; from 4k on, codes no slower than numbers."""
+    name = "B={},H=32,Hkv=8,D=128,L={},bf16".format
+    shares = {INT8: 0.85, INT4: 0.75, INT2: 0.6, MIXED: 0.6}
+    goals: list[AnyGoal] = []
+    for B in (1, 8):
+        for L in CUDA_LENGTHS:
+            goals += [Goal(name(B, L), DECODE, v, BF16, 1.0, backend="cuda") for v in shares]
+            if L >= 32768:
+                goals += [
+                    ShareGoal(name(B, L), DECODE, v, share, backend="cuda", device=H200) for v, share in shares.items()
+                ]
+    return goals

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokcore.testing.cases import _llama_cpp
+from tokcore.testing.cases import _flashinfer, _llama_cpp
 from tokcore.testing.table import Case, Inputs, Variant
 
 SDPA, DEQUANTIZE = "SDPA enable_gqa", "dequantize int8 + SDPA"
 FLEX = "flex_attention decoding (compiled)"
 LLAMA_CPP = {kind: f"llama.cpp flash attention {kind}" for kind in _llama_cpp.KINDS}
 QUANTIZED_CACHE = "transformers QuantizedCache int4 + SDPA"
+FLASHINFER = {torch.bfloat16: "FlashInfer bf16, pages of 64", torch.float8_e4m3fn: "FlashInfer fp8, pages of 64"}
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -112,6 +113,18 @@ def peers(
             flops=flops,
             bytes=half,
             backends=("cpu",),
+        ),
+        *(
+            Variant(
+                name,
+                "decode",
+                _flashinfer.decode(dtype),
+                unavailable=_flashinfer.unavailable,
+                flops=flops,
+                bytes=cache_bytes(float(dtype.itemsize)),
+                backends=("cuda",),
+            )
+            for dtype, name in FLASHINFER.items()
         ),
         *(
             Variant(

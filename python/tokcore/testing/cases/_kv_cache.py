@@ -10,6 +10,7 @@ from torch import Tensor
 
 import tokcore
 from tokcore.testing.cases._classifier import DTYPES
+from tokcore.testing.cases._sources import random_source
 from tokcore.testing.table import Case, Inputs
 
 # B, L (tokens of the longest sequence), Hkv, G, D, page size: one token, page and residual edges, every head size.
@@ -92,17 +93,18 @@ def make_cache(parameters: Mapping[str, Any], scales: Sequence[Tensor] | None, d
 def keys_and_values(case: Case, device: str, seed: int) -> Inputs:
     """k, v [B, L, Hkv, D], with outlier channels in cases to verify; ragged lengths [B]; channel scales if wanted."""
     p = case.parameters
-    generator = torch.Generator().manual_seed(seed)
+    generator = random_source(case, device, seed)
+    home = generator.device
     B, L, Hkv, D = p["B"], p["L"], p["Hkv"], p["D"]
-    k = torch.randn(B, L, Hkv, D, generator=generator)
+    k = torch.randn(B, L, Hkv, D, generator=generator, device=home)
     if "verify" in case.tags:
         k[..., D // 3] *= 8.0
-    v = torch.randn(B, L, Hkv, D, generator=generator) + 0.25
-    lengths = torch.randint(L // 2, L + 1, (B,), generator=generator)
+    v = torch.randn(B, L, Hkv, D, generator=generator, device=home) + 0.25
+    lengths = torch.randint(L // 2, L + 1, (B,), generator=generator, device=home).cpu()
     lengths[0] = L
     inputs: Inputs = {"k": k.to(p["dtype"]).to(device), "v": v.to(p["dtype"]).to(device), "lengths": lengths}
     if p.get("channel_scales"):
-        scales = [0.5 + torch.rand(Hkv, D, generator=generator) for _ in range(2)]
+        scales = [0.5 + torch.rand(Hkv, D, generator=generator, device=home) for _ in range(2)]
         inputs["scales"] = [scale.to(device) for scale in scales]
     return inputs
 

@@ -143,22 +143,24 @@ def _full_mask(inputs: Inputs) -> BlockMask:
 
 
 def _prepare(
-    make: Callable[[Inputs], Callable[[Tensor, Tensor, Tensor], Tensor]], measure: str
+    make: Callable[[Inputs], Callable[[Tensor, Tensor, Tensor], Tensor]], measure: str, dense: bool
 ) -> Callable[[Case, Inputs], Callable[[], Any]]:
-    def prepare(_: Case, inputs: Inputs) -> Callable[[], Any]:
+    def prepare(case: Case, inputs: Inputs) -> Callable[[], Any]:
+        same = not dense or case.parameters.get("density") == 1.0  # as the reference; other names are not compared
+        prefix = "" if same else "dense "
         attend = make(inputs)
         leaves = (inputs["q"], inputs["k"], inputs["v"])
-        wanted = {f"grad_{name}": inputs[name] for name in "qkv" if inputs[name].requires_grad}
+        wanted = {f"{prefix}grad_{name}": inputs[name] for name in "qkv" if inputs[name].requires_grad}
         constants = tuple(x.detach() for x in leaves)  # FlexAttention refuses leaves on a CPU even without gradients
 
         def forward() -> dict[str, Tensor]:
             with torch.no_grad():
-                return {"out": attend(*constants)}
+                return {f"{prefix}out": attend(*constants)}
 
         def training() -> dict[str, Tensor]:
             out = attend(*leaves)
             grads = torch.autograd.grad(out, list(wanted.values()), inputs["upstream"]["out"])
-            return {"out": out.detach(), **dict(zip(wanted, grads, strict=True))}
+            return {f"{prefix}out": out.detach(), **dict(zip(wanted, grads, strict=True))}
 
         return forward if measure == FORWARD else training
 
@@ -211,7 +213,7 @@ def _variant(
     **fields: Any,
 ) -> Variant:
     factor = 4.0 if measure == FORWARD else 14.0
-    return Variant(name, measure, _prepare(make, measure), flops=attention_flops(factor, dense), **fields)
+    return Variant(name, measure, _prepare(make, measure, dense), flops=attention_flops(factor, dense), **fields)
 
 
 def _goals() -> tuple[Goal, ...]:

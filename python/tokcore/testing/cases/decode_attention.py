@@ -14,6 +14,7 @@ from tokcore.reference.kv_cache import read_sequence
 from tokcore.testing.cases._decode_bench import bench_cases, bench_goals, bench_variants
 from tokcore.testing.cases._decode_peers import sdpa
 from tokcore.testing.cases._kv_cache import fill, keys_and_values, make_cache, plans
+from tokcore.testing.cases._sources import random_source
 from tokcore.testing.cases._tree_bench import (
     add_bench_inputs,
     is_shared,
@@ -50,8 +51,9 @@ def make_inputs(case: Case, device: str, seed: int) -> Inputs:
     """q, and a cache that holds keys and values (bench cases: the keys and values themselves)."""
     p = case.parameters
     inputs = keys_and_values(case, device, seed)
-    generator = torch.Generator().manual_seed(seed + 1)
-    q = torch.randn(p["B"], p.get("M", 1), p["Hkv"] * p["G"], p["D"], generator=generator)
+    generator = random_source(case, device, seed + 1)
+    shape = (p["B"], p.get("M", 1), p["Hkv"] * p["G"], p["D"])
+    q = torch.randn(shape, generator=generator, device=generator.device)
     inputs["q"] = q.to(p["dtype"]).to(device)
     if "verify" in case.tags:
         cache = make_cache(p, inputs.pop("scales", None), device)

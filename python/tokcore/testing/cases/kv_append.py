@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,8 +13,11 @@ import tokcore
 from tokcore.quantized_kv_cache import Tier
 from tokcore.reference import kv_cache as layout
 from tokcore.reference.kv_quantize import quantize
+from tokcore.testing.cases import _flashinfer
+from tokcore.testing.cases._decode_bench import CACHES, make_bench_cache
 from tokcore.testing.cases._kv_cache import fill, keys_and_values, make_cache, plans
-from tokcore.testing.table import Case, Inputs, OpTable, Outputs
+from tokcore.testing.cases._sources import H200
+from tokcore.testing.table import Case, Inputs, OpTable, Outputs, TimeGoal, Variant
 
 
 def make_inputs(case: Case, device: str, seed: int) -> Inputs:
@@ -107,13 +114,95 @@ def _pages(
     return found
 
 
+APPEND = "append"
+INDEX_COPY, OURS = "index_copy_ into bf16 tensors", tuple(CACHES)
+_ROOM = 4096  # tokens: more than are appended in one run
+
+
+def _bench_cases() -> tuple[Case, ...]:
+    """One token of every sequence after 4k and 32k others."""
+    return tuple(
+        Case(
+            _bench_name(B, L),
+            {"B": B, "L": L, "Hkv": 8, "D": 128, "dtype": torch.bfloat16},
+            frozenset({"bench", "bench-cuda"} if L == 4096 else {"large", "bench-cuda"}),
+        )
+        for L in (4096, 32768)
+        for B in (1, 8)
+    )
+
+
+def _bench_name(B: int, L: int) -> str:
+    return f"append,B={B},Hkv=8,D=128,L={L},bf16"
+
+
+def _is_timed(case: Case) -> bool:
+    return case.timed
+
+
+def _bytes(case: Case) -> float:
+    """Read and written once."""
+    p = case.parameters
+    return float(4 * p["B"] * p["Hkv"] * p["D"] * p["dtype"].itemsize)
+
+
+def _prepare(name: str) -> Callable[[Case, Inputs], Callable[[], Any]]:
+    def prepare(case: Case, inputs: Inputs) -> Callable[[], Any]:
+        """Slots move on by themselves, on the device: a replayed graph appends token after token."""
+        k, v = inputs["k"], inputs["v"]
+        cache = make_bench_cache(case, name, _ROOM, k.device)
+        cache.append(0, k, v)
+        new_k, new_v = k[:, -1].contiguous(), v[:, -1].contiguous()
+        slots = torch.arange(k.size(0), device=k.device) * cache.capacity + k.size(1)
+
+        def timed() -> None:
+            tokcore.kv_append(cache, 0, new_k, new_v, slots)
+            slots.add_(1)
+
+        return timed
+
+    return prepare
+
+
+def _prepare_index_copy(_: Case, inputs: Inputs) -> Callable[[], Any]:
+    """What a cache without pages and codes does."""
+    caches = [inputs[name].transpose(1, 2).contiguous() for name in "kv"]
+    new = [inputs[name][:, -1].unsqueeze(2).contiguous() for name in "kv"]
+    position = torch.zeros(1, dtype=torch.int64, device=caches[0].device)
+
+    def timed() -> None:
+        for target, value in zip(caches, new, strict=True):
+            target.index_copy_(2, position, value)
+        position.add_(1)
+
+    return timed
+
+
+def _variants() -> tuple[Variant, ...]:
+    fields: dict[str, Any] = {"bytes": _bytes, "applies": _is_timed}
+    flashinfer = {**fields, "unavailable": _flashinfer.unavailable, "backends": ("cuda",)}
+    return (
+        Variant(INDEX_COPY, APPEND, _prepare_index_copy, **fields),
+        Variant("FlashInfer append_paged_kv_cache", APPEND, _flashinfer.append, **flashinfer),
+        *(Variant(name, APPEND, _prepare(name), peer=False, **fields) for name in OURS),
+    )
+
+
 TABLE = OpTable(
     op="kv_append",
-    cases=tuple(Case(name, parameters, frozenset({"verify", "quick"})) for name, parameters in plans({})),
+    cases=(
+        *(Case(name, parameters, frozenset({"verify", "quick"})) for name, parameters in plans({})),
+        *_bench_cases(),
+    ),
     make_inputs=make_inputs,
     run=run,
     reference=reference,
     composition=reference,  # nothing is rounded: the rules say every bit
+    reference_bytes=lambda case: math.inf if case.timed else 0.0,
+    variants=_variants(),
+    goals=tuple(
+        TimeGoal(_bench_name(B, L), APPEND, name, H200, 5e-6) for L in (4096, 32768) for B in (1, 8) for name in OURS
+    ),
     waits=True,
     support={
         option: {"cpu": "yes", "cuda": "yes"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +14,11 @@ from tokcore.reference.kv_compact import compacted
 from tokcore.testing.cases._classifier import DTYPES
 from tokcore.testing.cases._kv_cache import SCHEMES, SHAPES, TIERS, fill, keys_and_values, make_cache
 from tokcore.testing.cases._trees import random_parents
-from tokcore.testing.table import Case, Inputs, OpTable, Outputs, Variant
+from tokcore.testing.table import Case, Goal, Inputs, OpTable, Outputs, Variant
 
 _SIZES = (1, 5, 16, 40, 70, 130, 256)
 _RESIDUALS = (0, 0, 20, 256)
+COMPACT, INDEX, OURS = "compact", "index and assign", "tokcore"
 _MAIN = "layers=32,B=8,L=2048,Hkv=8,D=128,N=64,bf16"
 
 
@@ -36,7 +38,7 @@ def _cases() -> tuple[Case, ...]:
             parameters = {**sizes, **kinds, **chosen, "residual": residual}
             cases.append(Case(label, parameters, frozenset({"verify", "quick"})))
     sizes = {"layers": 32, "B": 8, "L": 2048, "Hkv": 8, "D": 128, "N": 64, "dtype": torch.bfloat16}
-    return (*cases[::2], Case(_MAIN, sizes, frozenset({"bench"})))
+    return (*cases[::2], Case(_MAIN, sizes, frozenset({"bench", "bench-cuda"})))
 
 
 def make_verdict(tree: tokcore.TokenTree, generator: torch.Generator) -> tokcore.Verdict:
@@ -57,8 +59,11 @@ def make_inputs(case: Case, device: str, seed: int) -> Inputs:
     generator = torch.Generator().manual_seed(seed + 1)
     if "bench" in case.tags:
         parents, counts = random_parents(p["B"], p["N"], "wide", generator, ragged=False)
-        tree = tokcore.TokenTree(parents, torch.zeros(parents.shape, dtype=torch.int64), counts)
-        return {"tree": tree, "verdict": make_verdict(tree, generator)}
+        tokens = torch.zeros(parents.shape, dtype=torch.int64)
+        found = make_verdict(tokcore.TokenTree(parents, tokens, counts), generator)
+        moved = (found.accepted_nodes, found.accepted_counts, found.next_token)
+        tree = tokcore.TokenTree(parents.to(device), tokens.to(device), counts.to(device))
+        return {"tree": tree, "verdict": tokcore.Verdict(*(x.to(device) for x in moved)), "device": device}
     inputs = keys_and_values(case, device, seed)
     parents, counts = random_parents(p["B"], p["N"], "random", generator)
     counts = torch.minimum(counts, inputs["lengths"].to(torch.int32))
@@ -113,8 +118,8 @@ def _prepare(case: Case, inputs: Inputs) -> Callable[[], Any]:
     """Lengths are set back before each call."""
     p = case.parameters
     sizes = (p["layers"], p["B"], p["Hkv"], p["D"], p["L"])
-    cache = tokcore.QuantizedKVCache(*sizes, high="int8", low=None)
-    k = torch.zeros(p["B"], p["L"], p["Hkv"], p["D"], dtype=p["dtype"])
+    cache = tokcore.QuantizedKVCache(*sizes, high="int8", low=None, device=inputs["device"])
+    k = torch.zeros(p["B"], p["L"], p["Hkv"], p["D"], dtype=p["dtype"], device=inputs["device"])
     for layer in range(p["layers"]):
         cache.append(layer, k, k)
     lengths = cache.stacked_operands()[0]
@@ -130,7 +135,7 @@ def _prepare_index(case: Case, inputs: Inputs) -> Callable[[], Any]:
     """What is written by hand: gather the accepted rows of every layer and put them back."""
     p, verdict = case.parameters, inputs["verdict"]
     shape = (p["B"], p["Hkv"], p["L"], p["D"])
-    layers = [torch.zeros(shape, dtype=p["dtype"]) for _ in range(2 * p["layers"])]
+    layers = [torch.zeros(shape, dtype=p["dtype"], device=inputs["device"]) for _ in range(2 * p["layers"])]
     prefix = p["L"] - p["N"]
 
     def timed() -> None:
@@ -150,10 +155,12 @@ TABLE = OpTable(
     run=run,
     reference=reference,
     composition=reference,  # nothing is rounded but by the rules
+    reference_bytes=lambda case: math.inf if case.timed else 0.0,
     variants=(
-        Variant("index and assign", "compact", _prepare_index, bytes=_bytes, applies=_is_timed),
-        Variant("tokcore", "compact", _prepare, peer=False, bytes=_bytes, backends=("cpu",), applies=_is_timed),
+        Variant(INDEX, COMPACT, _prepare_index, bytes=_bytes, applies=_is_timed),
+        Variant(OURS, COMPACT, _prepare, peer=False, bytes=_bytes, applies=_is_timed),
     ),
+    goals=(Goal(_MAIN, COMPACT, OURS, INDEX, 5.0),),
     support={
         option: {"cpu": "yes", "cuda": "no: no CUDA kernel yet"}
         for option in (

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import tokcore
 from tokcore.reference.sample import sample as reference_sample
+from tokcore.testing.cases import _flashinfer
 from tokcore.testing.cases._classifier import DTYPES
 from tokcore.testing.table import Case, Goal, Inputs, MemoryGoal, OpTable, Outputs, Variant
 
@@ -40,8 +41,9 @@ def _cases() -> tuple[Case, ...]:
                 label = ",".join(filter(None, (f"B={B},V={V}", short, name)))
                 parameters = {"B": B, "V": V, "dtype": dtype, **chosen}
                 cases[label] = Case(label, parameters, frozenset({"verify", "quick"}))
-    parameters = {"B": 8, "T": 8, "V": 131072, "dtype": torch.bfloat16}
-    cases[_MAIN] = Case(_MAIN, parameters, frozenset({"bench", "bench-cuda"}))
+    for B, tags in ((8, {"bench", "bench-cuda"}), (1, {"bench"}), (64, {"bench-cuda"})):
+        label, parameters = f"B={B},V=131072,bf16", {"B": B, "T": B, "V": 131072, "dtype": torch.bfloat16}
+        cases[label] = Case(label, parameters, frozenset(tags))
     return tuple(cases.values())
 
 
@@ -110,11 +112,12 @@ def _variant(name: str, call: Callable[[Inputs], Any], peer: bool) -> Variant:
     def prepare(_: Case, inputs: Inputs) -> Callable[[], Any]:
         return lambda: call(inputs)
 
-    def nbytes(case: Case) -> float:
-        p = case.parameters
-        return float(p["B"] * p["V"] * p["dtype"].itemsize)
+    return Variant(name, "forward", prepare, peer=peer, bytes=_bytes)
 
-    return Variant(name, "forward", prepare, peer=peer, bytes=nbytes)
+
+def _bytes(case: Case) -> float:
+    p = case.parameters
+    return float(p["B"] * p["V"] * p["dtype"].itemsize)
 
 
 TABLE = OpTable(
@@ -126,10 +129,19 @@ TABLE = OpTable(
     composition=reference,  # tokens are equal or wrong; the numbers are the reference's bit for bit
     variants=(
         _variant("softmax + multinomial", _composition_call, True),
+        Variant(
+            "FlashInfer sampling_from_logits",
+            "forward",
+            _flashinfer.sample,
+            unavailable=_flashinfer.unavailable,
+            bytes=_bytes,
+            backends=("cuda",),
+        ),
         _variant("tokcore", run, False),
     ),
     goals=(
         Goal(_MAIN, "forward", "tokcore", "softmax + multinomial", 2.0),
+        Goal("B=1,V=131072,bf16", "forward", "tokcore", "softmax + multinomial", 2.0),
         MemoryGoal(_MAIN, "forward", "tokcore", "share_of_logits", 0.5),
     ),
     support={

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,9 @@ from torch import Tensor
 import tokcore
 from tokcore.reference.verify_tree import RULES
 from tokcore.reference.verify_tree import verify_tree_sample as reference_verify
+from tokcore.testing.cases import _sgl_kernel
 from tokcore.testing.cases._classifier import DTYPES
+from tokcore.testing.cases._sources import H200, random_source
 from tokcore.testing.cases._trees import random_parents
 from tokcore.testing.cases.sample import OPTIONS, on_cpu, sampling_options
 from tokcore.testing.table import Case, Goal, Inputs, MemoryGoal, OpTable, Outputs, TimeGoal, Variant
@@ -42,11 +45,11 @@ def _cases() -> tuple[Case, ...]:
 def make_inputs(case: Case, device: str, seed: int) -> Inputs:
     """Ragged trees whose tokens come from drafts near the target, so that paths have some length."""
     p = case.parameters
-    generator = torch.Generator().manual_seed(seed)
+    generator, source = torch.Generator().manual_seed(seed), random_source(case, device, seed)
     B, N, V, rule = p["B"], p["N"], p["V"], p["rule"]
-    logits = 3.0 * torch.randn(B, N, V, generator=generator)
+    logits = 3.0 * torch.randn(B, N, V, generator=source, device=source.device)
     if p.get("drafted"):  # a target that is sure of itself, so that paths are as long as those of a good drafter
-        logits.scatter_add_(-1, logits.argmax(-1, keepdim=True), torch.full((B, N, 1), 12.0))
+        logits.scatter_add_(-1, logits.argmax(-1, keepdim=True), logits.new_full((B, N, 1), 12.0))
     shape = ("random", "wide", "star")[(N + V) % 3]
     parents, counts = _no_trees(N) if B == 0 else random_parents(B, N, shape, generator, not p.get("drafted"))
     inputs: Inputs = {"logits": logits.to(p["dtype"]), "parents": parents, "counts": counts, "rule": rule}
@@ -58,7 +61,7 @@ def make_inputs(case: Case, device: str, seed: int) -> Inputs:
     else:  # the likeliest tokens of the parent, by rank among its children
         for b in range(B):
             seen = [0] * N
-            best = logits[b].topk(min(64, V), dim=-1).indices
+            best = logits[b].topk(min(64, V), dim=-1).indices.cpu()
             for node in range(1, N):
                 parent = int(parents[b, node])
                 tokens[b, node] = best[parent, min(seen[parent], best.size(1) - 1)]
@@ -103,6 +106,12 @@ def _composition_call(inputs: Inputs) -> Any:
     return drawn, rows.gather(-1, inputs["tokens"].unsqueeze(-1)), drawn.gather(1, parents) == inputs["tokens"]
 
 
+def _bytes(case: Case) -> float:
+    """The logits of the nodes on a path are read, most of the others are not: those of two nodes count."""
+    p = case.parameters
+    return float(2 * p["B"] * p["V"] * p["dtype"].itemsize)
+
+
 def _prepared(_: Case, inputs: Inputs) -> Callable[[], Any]:
     given = dict(inputs)
     tree = tokcore.TokenTree(given.pop("parents"), given.pop("tokens"), given.pop("counts"))
@@ -123,14 +132,25 @@ TABLE = OpTable(
             "forward",
             lambda _, inputs: lambda: _composition_call(inputs),
             slow=True,
+            bytes=_bytes,
         ),
-        Variant("tokcore", "forward", _prepared, peer=False),
+        Variant(
+            "sgl-kernel, target only (softmax + walk)",
+            "forward",
+            _sgl_kernel.sample,
+            unavailable=_sgl_kernel.unavailable,
+            bytes=_bytes,
+            backends=("cuda",),
+        ),
+        Variant("tokcore", "forward", _prepared, peer=False, bytes=_bytes),
     ),
+    # token by token on a CPU: that of a case for a GPU would take minutes
+    reference_bytes=lambda case: math.inf if "bench-cuda" in case.tags else _bytes(case),
     goals=(
         Goal(_MAIN, "forward", "tokcore", "softmax + gather + multinomial", 1 / 0.15),
         MemoryGoal(_MAIN, "forward", "tokcore", "share_of_logits", 2**20 / (64 * 131072 * 2)),
-        TimeGoal(_CUDA[0], "forward", "tokcore", "NVIDIA H200", 30e-6),
-        TimeGoal(_CUDA[1], "forward", "tokcore", "NVIDIA H200", 40e-6),
+        TimeGoal(_CUDA[0], "forward", "tokcore", H200, 30e-6),
+        TimeGoal(_CUDA[1], "forward", "tokcore", H200, 40e-6),
     ),
     support={
         option: {"cpu": "yes", "cuda": "yes"}
