@@ -27,6 +27,7 @@ class BlockPrefetcher {
 
  private:
   static constexpr int64_t kLine = 64;
+  static constexpr int kStreams = 8;  // pieces fetched side by side: a hardware prefetcher follows each within its page
   static constexpr int64_t kHundred = 100, kScores = 40, kSoftmax = 20;  // percent of a block's time
 
   // Pieces are the keys and values of the segments in turn.
@@ -44,22 +45,31 @@ class BlockPrefetcher {
     const int64_t wanted =
         total_ * (chunk_ * kHundred * total + start * total + share * done) / (chunks_ * kHundred * total);
     while (issued_ < wanted) {
-      const int64_t lines = lines_of(piece_);
-      const int64_t count = min(lines - line_, wanted - issued_);
-      const char* data = data_of(piece_) + line_ * kLine;
-      for (int64_t i = 0; i < count; ++i) __builtin_prefetch(data + i * kLine, 0, 2);
-      issued_ += count;
-      line_ += count;
-      if (line_ == lines) {
-        line_ = 0;
-        ++piece_;
+      if (line_ == most_lines_) open_streams();
+      for (int s = 0; s < kStreams; ++s) {
+        if (line_ >= lines_[s]) continue;
+        __builtin_prefetch(streams_[s] + line_ * kLine, 0, 2);
+        ++issued_;
       }
+      ++line_;
+    }
+  }
+
+  void open_streams() {
+    line_ = most_lines_ = 0;
+    for (int s = 0; s < kStreams; ++s, ++piece_) {
+      const bool present = piece_ < 2 * next_->num_segments;
+      streams_[s] = present ? data_of(piece_) : nullptr;
+      lines_[s] = present ? lines_of(piece_) : 0;
+      most_lines_ = max(most_lines_, lines_[s]);
     }
   }
 
   const Block* next_;
   int64_t chunks_, chunk_ = 0;
-  int64_t total_ = 0, issued_ = 0, piece_ = 0, line_ = 0;
+  int64_t total_ = 0, issued_ = 0, piece_ = 0, line_ = 0, most_lines_ = 0;
+  const char* streams_[kStreams] = {};
+  int64_t lines_[kStreams] = {};
 };
 
 }  // namespace tokcore::cpu::TOKCORE_ISA
