@@ -156,6 +156,13 @@ STABLE_TORCH_LIBRARY(tokcore, m) {
       "draft_candidates(Tensor logits, int k, *, float temperature=1.0, bool probs=True) -> (Tensor tokens, Tensor "
       "probs)");
 
+  // k tokens drawn from the distribution of every row of logits [R, V] for the children of a node, int32 [R, K], with
+  // their probabilities and, unless they share the target's noise, what they were drawn from, float [R, V].
+  m.def(
+      "draft_samples(Tensor logits, Tensor seeds, Tensor positions, int k, *, str children='coupled', float "
+      "temperature=1.0, int top_k=0, float top_p=1.0, float min_p=0.0, float typical_mass=1.0, Tensor? "
+      "per_request=None, bool validate=True) -> (Tensor tokens, Tensor probs, Tensor draft_probs, Tensor status)");
+
   // Token Recycling: trees grown along a template from adjacency int32 [V, K], and adjacency[ids] <- candidates, of
   // equal ids the last row.
   m.def(

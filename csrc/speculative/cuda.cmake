@@ -1,5 +1,7 @@
 # CUDA sources of the family; the functions are described in cmake/CudaKernels.cmake.
 tokcore_add_cuda_entries(
-  speculative/sample_cuda.cpp speculative/tree_links_cuda.cpp speculative/verify_tree_cuda.cpp)
+  speculative/draft_samples_cuda.cpp speculative/sample_cuda.cpp speculative/tree_links_cuda.cpp
+  speculative/verify_tree_cuda.cpp)
 tokcore_add_cuda_kernels(
-  SOURCES speculative/sample_cuda.cu speculative/tree_links_cuda.cu speculative/verify_tree_cuda.cu)
+  SOURCES speculative/draft_samples_cuda.cu speculative/sample_cuda.cu speculative/tree_links_cuda.cu
+          speculative/verify_tree_cuda.cu)

@@ -45,6 +45,12 @@ TOKCORE_DEVICE unsigned long long block_min(RowShared& shared, unsigned long lon
   return combine_block(shared, value, [](unsigned long long a, unsigned long long b) { return a < b ? a : b; });
 }
 
+// A token with its place in an order by noise; as it stands, before all of them.
+struct NoisyToken {
+  unsigned long long rank = ~0ull;  // of the score, as whole numbers order
+  int64_t token = -1;
+};
+
 template <class T>
 class DeviceRow {
  public:
@@ -101,38 +107,19 @@ class DeviceRow {
 
   // ---- drawing ------------------------------------------------------------------------------------------------------
 
-  // A thread takes pairs of tokens, which share their random words.
   TOKCORE_DEVICE int64_t coupled_token(int64_t position) {
     if (is_greedy()) return row_.first_greatest;
-    const int64_t seed = p_.seeds[request_];
-    double best = -INFINITY;
-    int64_t best_token = -1;
-    float bar = 0.0f;
+    return next_with_noise(NoisyToken{}, position).token;
+  }
+  // The token of greatest log-probability plus noise among those that come after `before`: of lower score, or of the
+  // same score and a higher number. Token -1: none.
+  TOKCORE_DEVICE NoisyToken next_with_noise(const NoisyToken& before, int64_t position) {
+    if (is_greedy()) return {0, before.token < 0 ? row_.first_greatest : -1};
     const float slope = static_cast<float>(row_.slope);
-#pragma unroll 1
-    for (int64_t first = 2 * int64_t{threadIdx.x}; first < p_.vocab_size; first += 2 * kRowThreads) {
-      const float pair[2] = {logit(first), first + 1 < p_.vocab_size ? logit(first + 1) : -INFINITY};
-      if (!is_kept(pair[0]) && !is_kept(pair[1])) continue;
-      const PhiloxWords words = random_words(seed, Stream::kTokens, first >> 1, position);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        if (!is_kept(pair[i])) continue;
-        // -log2(1 - x) >= x log2(e) bounds the score from above: nearly all tokens are out without a logarithm.
-        const uint32_t high = words.word[2 * i];
-        const float least = static_cast<float>(static_cast<int32_t>(high >> 1)) * 0x1.fffffp-32f;
-        if (exp2f((pair[i] - row_.greatest) * slope) < least * bar) continue;
-        const double score = exact::add(log2_weight(pair[i], row_.greatest, row_.slope),
-                                        gumbel_log2(join_words(high, words.word[2 * i + 1])));
-        if (score > best) {
-          best = score;
-          best_token = first + i;
-          bar = 0.999f * exp2f(static_cast<float>(best) + 0.52876f);
-        }
-      }
-    }
-    const unsigned long long rank = best_token < 0 ? 0 : ordered_bits_of(best);
-    const unsigned long long greatest = block_max(s_, rank);
-    return static_cast<int64_t>(block_min(s_, rank == greatest && best_token >= 0 ? best_token : ~0ull));
+    return next_noisy(
+        before, Stream::kTokens, position, [&](int64_t token) { return logit(token); },
+        [&](float z) { return is_kept(z); }, [&](float z) { return exp2f((z - row_.greatest) * slope); },
+        [&](float z) { return log2_weight(z, row_.greatest, row_.slope); });
   }
 
   template <class ForEachSkipped>
@@ -146,6 +133,22 @@ class DeviceRow {
   }
 
   // ---- draft probabilities ------------------------------------------------------------------------------------------
+
+  // As on the CPU.
+  TOKCORE_DEVICE void write_draft(float* q) {
+    const double mass = as_double(row_.mass), least = 1.0 / unit();
+    for_each_token([&](int64_t v) {
+      const float share = static_cast<float>(as_double(weight(v)) / mass);
+      q[v] = static_cast<double>(share) < least ? 0.0f : share;
+    });
+    __syncthreads();
+  }
+  TOKCORE_DEVICE NoisyToken next_draft_with_noise(const float* q, const NoisyToken& before, Stream stream,
+                                                  int64_t position) {
+    return next_noisy(
+        before, stream, position, [&](int64_t token) { return q[token]; }, [](float share) { return share > 0.0f; },
+        [](float share) { return share; }, [](float share) { return exact::log2(static_cast<double>(share)); });
+  }
 
   TOKCORE_DEVICE uint64_t draft_mass() {
     constexpr double kTolerance = 1e-3;
@@ -210,6 +213,42 @@ class DeviceRow {
   }
 
   // ---- the block ----------------------------------------------------------------------------------------------------
+
+  // A thread takes pairs of tokens, which share their random words.
+  template <class Value, class IsThere, class Weight, class Log2>
+  TOKCORE_DEVICE NoisyToken next_noisy(const NoisyToken& before, Stream stream, int64_t position, Value value,
+                                       IsThere is_there, Weight weight_of_value, Log2 log2_of_value) {
+    const int64_t seed = p_.seeds[request_];
+    double best = -INFINITY;
+    int64_t best_token = -1;
+    float bar = 0.0f;
+#pragma unroll 1
+    for (int64_t first = 2 * int64_t{threadIdx.x}; first < p_.vocab_size; first += 2 * kRowThreads) {
+      const bool has_second = first + 1 < p_.vocab_size;
+      const float pair[2] = {value(first), value(has_second ? first + 1 : first)};
+      const bool there[2] = {is_there(pair[0]), has_second && is_there(pair[1])};
+      if (!there[0] && !there[1]) continue;
+      const PhiloxWords words = random_words(seed, stream, first >> 1, position);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if (!there[i]) continue;
+        // -log2(1 - x) >= x log2(e) bounds the score from above: nearly all tokens are out without a logarithm.
+        const uint32_t high = words.word[2 * i];
+        const float least = static_cast<float>(static_cast<int32_t>(high >> 1)) * 0x1.fffffp-32f;
+        if (weight_of_value(pair[i]) < least * bar) continue;
+        const double score = exact::add(log2_of_value(pair[i]), gumbel_log2(join_words(high, words.word[2 * i + 1])));
+        if (!(score > best)) continue;
+        const unsigned long long rank = ordered_bits_of(score);
+        if (rank > before.rank || (rank == before.rank && first + i <= before.token)) continue;
+        best = score;
+        best_token = first + i;
+        bar = 0.999f * exp2f(static_cast<float>(best) + 0.52876f);
+      }
+    }
+    const unsigned long long rank = best_token < 0 ? 0 : ordered_bits_of(best);
+    const unsigned long long greatest = block_max(s_, rank);
+    return {greatest, static_cast<int64_t>(block_min(s_, rank == greatest && best_token >= 0 ? best_token : ~0ull))};
+  }
 
   template <class Work>
   TOKCORE_DEVICE void for_each_token(Work&& work) const {

@@ -21,6 +21,8 @@ def arguments(op: str) -> dict[str, Any]:
     ints = {"seeds": torch.tensor([1, 2]), "positions": torch.tensor([3, 4])}
     if op == "sample":
         return {"logits": torch.randn(B, V), **ints}
+    if op == "draft_samples":
+        return {"logits": torch.randn(B, V), **ints, "k": 3}
     parents = torch.tensor([[-1, 0, 0, 1], [-1, 0, 1, 2]], dtype=torch.int32)
     tree = tokcore.TokenTree(parents, torch.randint(V, (B, N)))
     first, following = tree.links()
@@ -42,6 +44,9 @@ SETTINGS = torch.tensor([[1.0, 5, 0.9, 0.1, 0.9, 1.1, 0.1, 0.1]] * B, dtype=torc
         ("sample", {}),
         ("sample", {"return_entropy": True, "allowed_bits": WORDS, "top_k": 3, "top_p": 0.5}),
         ("sample", {"per_request": SETTINGS, "token_counts": torch.ones(B, V, dtype=torch.int32)}),
+        ("draft_samples", {}),
+        ("draft_samples", {"children": "iid", "per_request": SETTINGS}),
+        ("draft_samples", {"children": "without_replacement", "top_k": 3, "top_p": 0.5}),
         ("verify_tree_sample", {}),
         ("verify_tree_sample", {"rule": "iid", "draft_probs": Q}),
         ("verify_tree_greedy", {}),
@@ -80,6 +85,17 @@ ROWS: list[tuple[str, dict[str, Any], str]] = [
         "sample",
         {"logits": torch.zeros(V, B).T},
         "argument 'logits': expected stride 1 in the last dimension, got 2",
+    ),
+    ("draft_samples", {"seeds": torch.zeros(B)}, "argument 'seeds': expected dtype int64, got float32"),
+    ("draft_samples", {"logits": torch.zeros(V)}, "argument 'logits': expected 2 dimensions, got 1"),
+    ("draft_samples", {"per_request": SETTINGS[:, :7]}, "'per_request': expected shape [2, 8] ([B, settings]), got"),
+    ("draft_samples", {"temperature": -1.0}, "argument 'temperature': expected a finite value >= 0, got -1"),
+    ("draft_samples", {"logits": torch.zeros(V, B).T}, "'logits': expected stride 1 in the last dimension, got 2"),
+    ("draft_samples", {"k": 41}, "argument 'k': expected a value in [1, 40] (V of logits, at most 64), got 41"),
+    (
+        "draft_samples",
+        {"children": "best"},
+        "argument 'children': expected 'coupled' or 'without_replacement' or 'iid', got 'best'",
     ),
     ("verify_tree_sample", {"rule": "best"}, "argument 'rule': expected 'coupled' or 'without_replacement' or 'iid'"),
     ("verify_tree_sample", {"rule": "iid"}, "argument 'draft_probs': expected a Tensor for this rule, got None"),

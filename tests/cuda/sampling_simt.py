@@ -1,5 +1,5 @@
-"""``sample``, ``verify_tree_sample``, ``verify_tree_greedy`` and ``tree_links`` on their CUDA kernels, executed on the
-CPU: functions with the operators' signatures."""
+"""``sample``, ``draft_samples``, ``verify_tree_sample``, ``verify_tree_greedy`` and ``tree_links`` on their CUDA
+kernels, executed on the CPU: functions with the operators' signatures."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tokcore.ops._sampling_checks import SETTINGS
 from tokcore.ops._tree_checks import RULES
+from tokcore.ops.draft_samples import CHILDREN
 
 _DEFAULTS = {name: value for name, (value, _, _) in SETTINGS.items()}
 STATUS = "status"
@@ -69,6 +70,31 @@ def sample(
         simt.sample({**fields, "entropies": entropy_at, "varentropies": varentropy_at})
         _raise("sample", status, validate)
     return token.clone(), logprob.clone(), entropy.clone(), varentropy.clone(), status.clone()
+
+
+def draft_samples(
+    logits: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+    k: int,
+    *,
+    children: str = "coupled",
+    validate: bool = True,
+    **options: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``tokcore::draft_samples``."""
+    (R, V), arrays = logits.shape, Arrays()
+    tokens, tokens_at = arrays.take((R, k), torch.int32, "tokens")
+    probs, probs_at = arrays.take((R, k), torch.float32, "probs")
+    q, q_at = arrays.take((0 if children == "coupled" else R, V), torch.float32, "draft_probs")
+    status, status_at = arrays.take((R, 2), torch.int32, STATUS)
+    if R > 0:
+        fields = _rows(arrays, logits, seeds, positions, options)
+        fields |= {"children": CHILDREN.index(children), "k": k, "tokens": tokens_at, "probs": probs_at}
+        fields |= {STATUS: status_at} if children == "coupled" else {STATUS: status_at, "draft_probs": q_at}
+        simt.draft_samples(fields)
+        _raise("draft_samples", status, validate)
+    return tokens.clone(), probs.clone(), q.clone(), status.clone()
 
 
 def _verify(
@@ -163,6 +189,7 @@ def tree_links(parents: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor,
 
 OPERATORS = {
     "sample": sample,
+    "draft_samples": draft_samples,
     "verify_tree_sample": verify_tree_sample,
     "verify_tree_greedy": verify_tree_greedy,
     "tree_links": tree_links,

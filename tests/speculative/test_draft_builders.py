@@ -36,7 +36,7 @@ def test_any_thread_count_gives_the_same_bits(op: str) -> None:
             assert torch.equal(other[name].view(torch.uint8), value.view(torch.uint8)), (case.name, name)
 
 
-@pytest.mark.parametrize("op", [op for op in DRAFTS if op != "draft_candidates"])
+@pytest.mark.parametrize("op", [op for op in DRAFTS if op not in ("draft_candidates", "draft_samples")])
 def test_random_trees_equal_the_reference_and_are_trees(op: str) -> None:
     table = tables()[op]
     for seed, case in itertools.product(range(6), table.cases):

@@ -13,6 +13,7 @@ enum class Stream : uint32_t {
   kTokens,   // index: token / 2; a token has 64 of the 128 bits
   kAccepts,  // index: node
   kDraws,    // index: 0
+  kDrafts,   // as kTokens, for children that share no noise with the target; the i-th of independent draws: kDrafts + i
 };
 
 TOKCORE_SHARED_FUNCTION PhiloxWords random_words(int64_t seed, Stream stream, int64_t index, int64_t position) {
@@ -27,8 +28,8 @@ TOKCORE_SHARED_FUNCTION uint64_t random_bits(int64_t seed, Stream stream, int64_
   const PhiloxWords words = random_words(seed, stream, index, position);
   return join_words(words.word[0], words.word[1]);
 }
-TOKCORE_SHARED_FUNCTION uint64_t token_bits(int64_t seed, int64_t token, int64_t position) {
-  const PhiloxWords words = random_words(seed, Stream::kTokens, token >> 1, position);
+TOKCORE_SHARED_FUNCTION uint64_t token_bits(int64_t seed, Stream stream, int64_t token, int64_t position) {
+  const PhiloxWords words = random_words(seed, stream, token >> 1, position);
   return (token & 1) == 0 ? join_words(words.word[0], words.word[1]) : join_words(words.word[2], words.word[3]);
 }
 

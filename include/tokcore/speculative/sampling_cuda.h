@@ -1,15 +1,17 @@
-// What the torch-facing CUDA entries of sample, verify_tree and tree_links call.
+// What the torch-facing CUDA entries of sample, draft_samples, verify_tree and tree_links call.
 #pragma once
 
 #include <cstddef>
 
 #include "tokcore/cuda/stream.h"
+#include "tokcore/speculative/draft_samples.h"
 #include "tokcore/speculative/sample.h"
 #include "tokcore/speculative/tree_links.h"
 #include "tokcore/speculative/verify_tree.h"
 
 namespace tokcore {
 
+void run_draft_samples_cuda(const DraftSamplesParams& params, cuda::Stream stream);
 void run_sample_cuda(const SampleParams& params, cuda::Stream stream);
 
 // Bytes of device memory: 72 for each node where rows are read at once, none otherwise.

@@ -8,6 +8,7 @@
 #include "tokcore/cpu/math.h"
 #include "tokcore/cpu/philox.h"
 #include "tokcore/cpu/row_softmax.h"
+#include "tokcore/speculative/draft_samples.h"
 #include "tokcore/speculative/noise.h"
 #include "tokcore/speculative/verify_tree.h"
 
@@ -89,37 +90,29 @@ class SamplingRow {
 
   // The token of greatest logit plus noise; of equal ones the first.
   int64_t coupled_token(int64_t position) {
-    if (is_greedy()) return row_.first_greatest;
+    speculative::NoisyTokens best(1);
+    rank_with_noise(position, best);
+    return best.token(0);
+  }
+  // Offers every token that may be drawn with log-probability plus noise, and may leave out those that come too late.
+  void rank_with_noise(int64_t position, speculative::NoisyTokens& best) {
+    if (is_greedy()) return best.offer(0.0, row_.first_greatest);
     const int64_t seed = p_.seeds[request_];
-    double best = -INFINITY;
-    int64_t best_token = -1;
-    const auto try_token = [&](int64_t token, float z) {
-      const double score = exact::add(speculative::log2_weight(z, row_.greatest, row_.slope),
-                                      speculative::gumbel_log2(speculative::token_bits(seed, token, position)));
-      if (score > best) {
-        best = score;
-        best_token = token;
-      }
-    };
     for_each_block([&](int64_t first, int64_t count) {
       keep_interval(count);
       if (!any_left(count)) return;
-      make_noise(seed, position, first);
-      // -log2(1 - x) >= x log2(e) bounds the score from above: nearly all tokens are out without a logarithm.
+      make_noise(seed, speculative::Stream::kTokens, position, first);
       const Vec slope(static_cast<float>(row_.slope)), greatest(row_.greatest);
-      Vec bar = bar_of(best);
-      for (int64_t i = 0; i < count; i += Vec::kLanes) {
-        const Vec weight = exp2((Vec::load(s_.z + i) - greatest) * slope);
-        uint32_t left = not_less(weight, Vec::load(s_.noise + i) * bar).to_bits();
-        for (; left != 0; left &= left - 1) {
-          const int64_t at = i + __builtin_ctz(left);
-          if (s_.z[at] == -INFINITY) continue;
-          try_token(first + at, s_.z[at]);
-          bar = bar_of(best);
-        }
-      }
+      offer_block(
+          count, best, [&](int64_t i) { return exp2((Vec::load(s_.z + i) - greatest) * slope); },
+          [&](int64_t i) {
+            if (s_.z[i] == -INFINITY) return;
+            const uint64_t noise = speculative::token_bits(seed, speculative::Stream::kTokens, first + i, position);
+            best.offer(exact::add(speculative::log2_weight(s_.z[i], row_.greatest, row_.slope),
+                                  speculative::gumbel_log2(noise)),
+                       first + i);
+          });
     });
-    return best_token;
   }
 
   // The first token at which the running sum of weights exceeds x < their sum. for_each_skipped(work) calls work with
@@ -136,6 +129,40 @@ class SamplingRow {
   }
 
   // ---- draft probabilities ------------------------------------------------------------------------------------------
+
+  // The distribution as a verification will read it: 0 where its whole numbers would be 0.
+  void write_draft(float* q) {
+    const double mass = speculative::as_double(row_.mass), least = 1.0 / static_cast<double>(int64_t{1} << bits_);
+    for_each_block([&](int64_t first, int64_t count) {
+      if (is_greedy()) {
+        for (int64_t i = 0; i < count; ++i) s_.weights[i] = speculative::as_double(weight(first + i));
+      } else {
+        make_weights(count);
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        const float share = static_cast<float>(s_.weights[i] / mass);
+        q[first + i] = static_cast<double>(share) < least ? 0.0f : share;
+      }
+    });
+  }
+  // As rank_with_noise, of what write_draft wrote: draws from just these numbers.
+  void rank_draft_with_noise(const float* q, speculative::Stream stream, int64_t position,
+                             speculative::NoisyTokens& best) {
+    const int64_t seed = p_.seeds[request_];
+    for (int64_t first = 0; first < p_.vocab_size; first += kRowBlock) {
+      const int64_t count = min(kRowBlock, p_.vocab_size - first);
+      for (int64_t i = 0; i < round_up(count, Vec::kLanes); ++i) s_.z[i] = i < count ? q[first + i] : 0.0f;
+      make_noise(seed, stream, position, first);
+      offer_block(
+          count, best, [&](int64_t i) { return Vec::load(s_.z + i); },
+          [&](int64_t i) {
+            if (!(s_.z[i] > 0.0f)) return;
+            const uint64_t noise = speculative::token_bits(seed, stream, first + i, position);
+            best.offer(exact::add(exact::log2(static_cast<double>(s_.z[i])), speculative::gumbel_log2(noise)),
+                       first + i);
+          });
+    }
+  }
 
   // Their sum in whole numbers of 2^-bits; 0 if there is anything wrong with them.
   uint64_t draft_mass() const {
@@ -455,8 +482,21 @@ class SamplingRow {
 
   // ---- noise --------------------------------------------------------------------------------------------------------
 
-  void make_noise(int64_t seed, int64_t position, int64_t first) {
-    const uint64_t low = static_cast<uint64_t>(speculative::Stream::kTokens) << 32 | static_cast<uint64_t>(first >> 1);
+  // Calls offer(i) for the elements of a block, s_.noise made, that may reach `best`: -log2(1 - x) >= x log2(e) bounds
+  // the score from above, so that nearly all tokens are out without a logarithm.
+  template <class Weights, class Offer>
+  void offer_block(int64_t count, const speculative::NoisyTokens& best, Weights&& weights, Offer&& offer) {
+    Vec bar = bar_of(best.least());
+    for (int64_t i = 0; i < count; i += Vec::kLanes) {
+      uint32_t left = not_less(weights(i), Vec::load(s_.noise + i) * bar).to_bits();
+      for (; left != 0; left &= left - 1) {
+        offer(i + __builtin_ctz(left));
+        bar = bar_of(best.least());
+      }
+    }
+  }
+  void make_noise(int64_t seed, speculative::Stream stream, int64_t position, int64_t first) {
+    const uint64_t low = static_cast<uint64_t>(stream) << 32 | static_cast<uint64_t>(first >> 1);
     for (int64_t pair = 0; pair < kRowBlock / 2; pair += Words::kLanes) {
       Words word0, word2;
       philox_words_0_2(static_cast<uint64_t>(seed), low + static_cast<uint64_t>(pair), static_cast<uint64_t>(position),

@@ -160,6 +160,7 @@ class VerifyWalk {
   // Each child is accepted if r q < p. Then p becomes norm(relu(p - q)) and, without replacement, q loses the child.
   // After any number of rejections p is norm(relu(p - factor q)) with the first p and q: one number says it all.
   TOKCORE_SHARED_MEMBER int64_t against_draft(int64_t node) {
+    if (first_child_[node] < 0) return draw_target();  // q says nothing there
     const bool replaces = p_.rule == VerifyRule::kIid;
     const double unit = static_cast<double>(int64_t{1} << row_.weight_bits());
     const uint64_t drafted = row_.draft_mass();

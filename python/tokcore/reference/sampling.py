@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-TOKENS, ACCEPTS, DRAWS = range(3)  # streams of random numbers
+TOKENS, ACCEPTS, DRAWS, DRAFTS = range(4)  # streams of random numbers; the i-th of independent drafts: DRAFTS + i
 _MASK = (1 << 32) - 1
 _LOG2_E = 1.4426950408889634
 _LN_2 = 0.6931471805599453
@@ -95,9 +95,9 @@ def gumbel_log2(high: Tensor, low: Tensor) -> Tensor:
     return -log2(torch.where(x < 0.25, _log2_by_series(x / (2.0 - x)), -log2(complement)))
 
 
-def token_noise(seed: int, position: int, V: int) -> Tensor:
+def token_noise(seed: int, position: int, V: int, stream: int = TOKENS) -> Tensor:
     """Gumbel noise of every token, float64 [V], in units of ln 2."""
-    words = philox(seed, torch.arange((V + 1) // 2) | TOKENS << 32, position)
+    words = philox(seed, torch.arange((V + 1) // 2) | stream << 32, position)
     high, low = torch.stack([words[0], words[2]], 1).flatten(), torch.stack([words[1], words[3]], 1).flatten()
     return gumbel_log2(high[:V], low[:V])
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tokcore.ops._draft_checks import MOST_NODES
-from tokcore.speculative.drafter import DraftContext, DraftStart
+from tokcore.ops.draft_samples import draft_samples
+from tokcore.speculative.drafter import DraftContext, DraftStart, Draws
 from tokcore.speculative.model import CacheOptions, Session, SpeculativeModel
 from tokcore.token_tree import TokenTree
 from tokcore.verdict import Verdict
 
 MOST_CHAINED = 16  # tokens since the last draft that ride along as a chain; more are read first
+OWN_NOISE = 40  # bits that positions leave to the numbers of asked nodes: nodes share no noise, steps neither
 
 
 class DraftModel:
@@ -33,8 +36,9 @@ class DraftModel:
         room = start.capacity + MOST_CHAINED
         self.session: Session = self.model.session(batch, room, self.cache)
 
-    def begin(self, context: DraftContext) -> None:
-        """Asks at the root of every request with a budget."""
+    def begin(self, context: DraftContext, draws: Draws | None = None) -> None:
+        """Asks at the root of every request with a budget; with ``draws`` candidates are drawn as its rule wants."""
+        self.draws, self.positions = draws, context.lengths.to(torch.int64)
         lengths, cached = context.lengths.tolist(), self.session.lengths.tolist()
         history = context.history
         self.device = history.device
@@ -54,6 +58,8 @@ class DraftModel:
         shape = (len(lengths), MOST_NODES, self.children)
         self.candidates = torch.full(shape, -1, dtype=torch.int32, device=self.device)
         self.probs = torch.zeros(shape, device=self.device)
+        self.draft_probs: list[Tensor] = []  # float32 [R, V] by question
+        self.draft_rows = torch.full(shape[:2], -1, device=self.device)  # of an asked node in them
         self.parents: list[list[int]] = [[] for _ in lengths]
         self.ranks: list[list[int]] = [[] for _ in lengths]
         self.tokens: list[list[int]] = [[] for _ in lengths]
@@ -98,13 +104,50 @@ class DraftModel:
             for node in range(start, len(self.parents[b]))
         ]
         rows, where, asked = (torch.tensor(part, device=self.device) for part in zip(*places, strict=True))
-        found = self.session.top(hidden[rows, where], self.children)
-        assert found.probs is not None
-        self.candidates[rows, asked] = found.tokens
-        self.probs[rows, asked] = found.probs
+        self.candidates[rows, asked], self.probs[rows, asked] = self._candidates(hidden[rows, where], rows, asked)
         kept = [max(0, len(chain) - 1) for chain in self.chains]
         self.session.compact(tree, _keep_first(kept, self.device))
         self.chains = [chain[-1:] for chain in self.chains]
+
+    def _candidates(self, hidden: Tensor, rows: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
+        """The likeliest tokens, or drawn ones, with their probabilities."""
+        if self.draws is None:
+            found = self.session.top(hidden, self.children)
+            assert found.probs is not None
+            return found.tokens, found.probs
+        coupled = self.draws.rule == "coupled"
+        depths = torch.tensor([self._depth(b, node) for b, node in zip(rows.tolist(), asked.tolist(), strict=True)])
+        noise = depths.to(asked) if coupled else asked << OWN_NOISE
+        options: dict[str, Any] = {
+            name: value[rows] if isinstance(value, Tensor) else value for name, value in self.draws.options.items()
+        }
+        drawn = draft_samples(
+            self.session.logits(hidden),
+            self.children,
+            seed=self.draws.seeds[rows],
+            position=self.positions[rows] + noise,
+            children=self.draws.rule,
+            **options,
+        )
+        if drawn.draft_probs is not None:
+            first = sum(part.size(0) for part in self.draft_probs)
+            self.draft_rows[rows, asked] = torch.arange(first, first + rows.numel(), device=self.device)
+            self.draft_probs.append(drawn.draft_probs)
+        return drawn.tokens, drawn.probs
+
+    def probs_of(self, sources: Tensor) -> Tensor | None:
+        """What the children of nodes [B, N] were drawn from, float32 [B, N, V]; ``sources``: asked nodes, or -1."""
+        if not self.draft_probs:
+            return None
+        table = torch.cat(self.draft_probs)
+        rows = self.draft_rows.gather(1, sources.to(torch.int64).clamp(min=0))
+        return torch.where((sources >= 0).unsqueeze(-1), table[rows], 0.0)
+
+    def _depth(self, request: int, node: int) -> int:
+        depth = 0
+        while node > 0:
+            node, depth = self.parents[request][node], depth + 1
+        return depth
 
     def _tree(self) -> TokenTree:
         """The chain down to the root, then every asked node."""

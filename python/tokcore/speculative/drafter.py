@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -23,6 +23,15 @@ class DraftStart:
 
 
 @dataclass(frozen=True)
+class Draws:
+    """How the model's tokens will be drawn, for drafters that draw with it."""
+
+    rule: str  # of tokcore.verify_tree_sample
+    seeds: Tensor  # int64 [B]
+    options: dict[str, Any]  # temperature, top_k, top_p, min_p, typical_mass: numbers or Tensors [B]
+
+
+@dataclass(frozen=True)
 class DraftContext:
     """What a drafter gets in every step."""
 
@@ -30,6 +39,7 @@ class DraftContext:
     lengths: Tensor  # int32 [B]; the last token is the root of the tree, not yet in the model's cache
     roots: Tensor  # int64 [B]
     budgets: Tensor  # int32 [B], most nodes of each tree; 0: no tree
+    draws: Draws | None = None  # None: the model takes its likeliest token
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,8 @@ class Draft:
     tree: TokenTree
     joint: Tensor | None = None  # float32 [B, N]: the drafter's chance that a node is kept
     children: str | None = "fixed"  # how siblings were chosen: see tokcore.verify_tree_sample
-    draft_probs: Tensor | None = None  # float32 [B, N, V] q of each node's children, for rules that test against it
+    draft_probs: Tensor | None = None  # float32 [B, N, V] q of each node's children, for rules that test against it;
+    # rows of nodes without children are 0
 
 
 class Drafter(Protocol):

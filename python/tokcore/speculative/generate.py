@@ -12,9 +12,10 @@ from torch import Tensor
 
 from tokcore.ops import _checks as checks
 from tokcore.ops._draft_checks import MOST_NODES
+from tokcore.ops.draft_samples import OPTIONS
 from tokcore.ops.verify_tree_greedy import verify_tree_greedy
 from tokcore.ops.verify_tree_sample import verify_tree_sample
-from tokcore.speculative.drafter import Draft, DraftContext, Drafter, DraftStart
+from tokcore.speculative.drafter import Draft, DraftContext, Drafter, DraftStart, Draws
 from tokcore.speculative.model import CacheOptions, Session, SpeculativeModel
 from tokcore.speculative.policies import EntropySwitch, ThroughputBudget
 from tokcore.speculative.result import GenerationResult, GenerationStatistics, Step
@@ -224,7 +225,7 @@ class _Generation:
         lengths = self._tensor(self.lengths)
         roots = self.history.gather(1, (lengths.to(torch.int64) - 1).unsqueeze(1)).squeeze(1)
         budgets = self._tensor([most if member else 0 for member in members])
-        context = DraftContext(self.history, lengths, roots, budgets)
+        context = DraftContext(self.history, lengths, roots, budgets, self._draws())
         with self._timed("draft"):
             draft = self._draft(context)
         with self._timed("forward"):
@@ -243,6 +244,12 @@ class _Generation:
         if isinstance(self.budget, ThroughputBudget):
             self.budget.observe(most, paths, time.perf_counter() - start)
 
+    def _draws(self) -> Draws | None:
+        if self.temperature == 0.0:
+            return None
+        options = {name: value for name, value in self.sampling.items() if name in OPTIONS}
+        return Draws(self.rule, self.seeds, {"temperature": self.temperature, **options})
+
     def _draft(self, context: DraftContext) -> Draft:
         if self.drafter is not None:
             return self.drafter.draft(context)
@@ -257,10 +264,12 @@ class _Generation:
             targets = candidates.tokens[..., 0].to(torch.int64)
             return verify_tree_greedy(None, draft.tree, target_tokens=targets), candidates
         logits = session.logits(hidden)
+        # Roots alone are drawn from: where nothing was drafted there is nothing to test against.
+        nothing_drafted = draft.tree.tokens.size(1) == 1 and self.rule in ("without_replacement", "iid")
         verdict = verify_tree_sample(
             logits,
             draft.tree,
-            rule=self.rule,
+            rule="target_only" if nothing_drafted else self.rule,
             seed=self.seeds,
             position=lengths.to(torch.int64),
             draft_probs=draft.draft_probs,

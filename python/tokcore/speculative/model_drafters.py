@@ -22,6 +22,8 @@ class _ModelDrafter:
     """A draft model is asked a layer at a time; its own cache is kept in step with the text."""
 
     num_candidates = 0
+    draws_for: tuple[str, ...] = ("coupled", "without_replacement")
+    """Rules that it draws children for; for others they are the likeliest tokens."""
 
     def __init__(self, model: SpeculativeModel, max_nodes: int, children: int, cache: CacheOptions) -> None:
         self.max_nodes, self.children = max_nodes, children
@@ -37,7 +39,8 @@ class _ModelDrafter:
         if not bool((budgets > 1).any()):
             roots = context.roots.unsqueeze(1)
             return Draft(TokenTree(torch.full_like(roots, -1, dtype=torch.int32), roots, budgets))
-        self._asking.begin(DraftContext(context.history, context.lengths, context.roots, budgets))
+        draws = context.draws if context.draws is not None and context.draws.rule in self.draws_for else None
+        self._asking.begin(DraftContext(context.history, context.lengths, context.roots, budgets), draws)
         return self._build(context.roots, budgets)
 
     def update(self, context: DraftContext, tree: TokenTree, candidates: Candidates | None) -> None:
@@ -45,6 +48,10 @@ class _ModelDrafter:
 
     def _build(self, roots: Tensor, budgets: Tensor) -> Draft:
         raise NotImplementedError
+
+    def _drafted(self, tree: TokenTree, joint: Tensor, sources: Tensor) -> Draft:
+        draws = self._asking.draws
+        return Draft(tree, joint, "fixed" if draws is None else draws.rule, self._asking.probs_of(sources))
 
     def _heap(self, roots: Tensor, budgets: Tensor, value: str, threshold: float = 0.0) -> HeapTrees:
         asked = self._asking.asked()
@@ -70,8 +77,8 @@ class DySpec(_ModelDrafter):
     """The tree that a heap over the draft model's probabilities grows, best node first.
 
     A node's value is the chance that the nodes above it are kept and the siblings before it are not; siblings are the
-    model's likeliest tokens in order. Each round asks the draft model at all nodes that entered the tree, in one batch,
-    until none enters: the heap's tree exactly, in as many questions as it has layers.
+    model's likeliest tokens in order, or drawn. Each round asks the draft model at all nodes that entered the tree, in
+    one batch, until none enters: the heap's tree exactly, in as many questions as it has layers.
 
     Args:
         model: the draft model; its vocabulary is the target's.
@@ -82,8 +89,10 @@ class DySpec(_ModelDrafter):
         policy: paths are followed only as far as it says; None: to ``max_depth``.
         cache: of the draft model.
 
-    Children are the likeliest tokens and no samples: verification by the rules "coupled" and "target_only" is lossless
-    with them. Source: DySpec (arXiv 2410.11744).
+    Where tokens are drawn, siblings are too, in the order of drawing: with the target's noise for the rule "coupled",
+    one after the other from what remains of q for "without_replacement", DySpec's own: as a value depends on the
+    siblings before a node and not on the node, that is lossless. For other rules siblings are the likeliest tokens.
+    Source: DySpec (arXiv 2410.11744).
     """
 
     def __init__(
@@ -108,7 +117,7 @@ class DySpec(_ModelDrafter):
                 for b, nodes in enumerate(self._unasked(trees))
             ]
             if not any(new):
-                return Draft(TokenTree(*trees[:3]), trees.joint)
+                return self._drafted(TokenTree(*trees[:3]), trees.joint, trees.sources)
             self._asking.ask(new)
 
     def _grows(self, depth: int, joint: float) -> bool:
@@ -127,8 +136,12 @@ class Eagle(_ModelDrafter):
         max_depth: layers below the root.
         policy: a node that it stops at leaves the beam.
 
-    Any causal draft model serves; Eagle's own reads the target's hidden states. Source: Eagle-2 (arXiv 2406.16858).
+    Where tokens are drawn by the rule "coupled", siblings are drawn with the target's noise; otherwise they are the
+    likeliest tokens. Any causal draft model serves; Eagle's own reads the target's hidden states. Source: Eagle-2
+    (arXiv 2406.16858).
     """
+
+    draws_for = ("coupled",)  # its values tell of the node itself: a rule that tests q would not be lossless
 
     def __init__(
         self,
@@ -158,20 +171,24 @@ class Eagle(_ModelDrafter):
                 break
             self._asking.ask(new)
         trees = self._heap(roots, budgets, "joint")
-        return Draft(TokenTree(*trees[:3]), trees.joint)
+        return self._drafted(TokenTree(*trees[:3]), trees.joint, trees.sources)
 
     def _grows(self, depth: int, joint: float) -> bool:
         return self.policy is None or self.policy.grows(depth, joint)
 
 
 class StaticTree(_ModelDrafter):
-    """A fixed template filled with the draft model's likeliest tokens, as SpecInfer and Medusa do.
+    """A fixed template filled with the draft model's likeliest tokens, as Medusa's, or with drawn ones, as SpecInfer's.
 
     Args:
         model, cache: as of :class:`DySpec`.
         template: whose node n is candidate ``ranks[n]`` of its parent; :func:`greedy_template` of 16 nodes by default.
             A budget takes its first nodes.
+
+    Where tokens are drawn, siblings are too: as of :class:`DySpec`, and independently for the rule "iid".
     """
+
+    draws_for = ("coupled", "without_replacement", "iid")
 
     def __init__(
         self, model: SpeculativeModel, template: Template | None = None, *, cache: CacheOptions = None
@@ -209,13 +226,14 @@ class StaticTree(_ModelDrafter):
         width = max(1, *limits)
         tree_parents = torch.full((len(limits), width), -1, dtype=torch.int32)
         tokens, joint = torch.zeros(len(limits), width, dtype=torch.int64), torch.zeros(len(limits), width)
+        sources = torch.full((len(limits), width), -1)
         counts = []
         for b, (limit, root) in enumerate(zip(limits, roots.tolist(), strict=True)):
             candidates, probs = self._asking.candidates[b].tolist(), self._asking.probs[b].tolist()
             place = {0: 0}  # template's node -> node
             for node in range(limit):
                 if node == 0:
-                    tokens[b, 0], joint[b, 0] = root, 1.0
+                    tokens[b, 0], joint[b, 0], sources[b, 0] = root, 1.0, 0
                     continue
                 above = parents[node]
                 token = candidates[asked[b][above]][ranks[node]] if above in asked[b] else -1
@@ -224,7 +242,9 @@ class StaticTree(_ModelDrafter):
                 at = len(place)
                 tree_parents[b, at], tokens[b, at] = place[above], token
                 joint[b, at] = joint[b, place[above]] * probs[asked[b][above]][ranks[node]]
+                sources[b, at] = asked[b].get(node, -1)
                 place[node] = at
             counts.append(len(place) if limit else 0)
         device = roots.device
-        return Draft(TokenTree(tree_parents.to(device), tokens.to(device), counts), joint.to(device))
+        tree = TokenTree(tree_parents.to(device), tokens.to(device), counts)
+        return self._drafted(tree, joint.to(device), sources.to(device))

@@ -1,10 +1,11 @@
-// sample, verify_tree and tree_links on CUDA for pytest: the launchers, on addresses of arrays.
+// sample, draft_samples, verify_tree and tree_links on CUDA for pytest: the launchers, on addresses of arrays.
 #include <pybind11/stl.h>
 
 #include <vector>
 
 #include "bindings.h"
 #include "fields.h"
+#include "speculative/draft_samples_cuda.cuh"
 #include "speculative/sample_cuda.cuh"
 #include "speculative/tree_links_cuda.cuh"
 #include "speculative/verify_tree_cuda.cuh"
@@ -48,6 +49,23 @@ void sample(const py::dict& values) {
   }
   const py::gil_scoped_release unlocked;
   run_sample_cuda(params, nullptr);
+}
+
+void draft_samples(const py::dict& values) {
+  DraftSamplesParams params = {};
+  {
+    Fields fields(values);
+    fill(params, fields);
+    int children = 0;
+    fields("children", children);
+    params.children = static_cast<DraftChildren>(children);
+    fields("k", params.k);
+    fields("tokens", params.tokens);
+    fields("probs", params.probs);
+    fields("draft_probs", params.draft_probs);
+  }
+  const py::gil_scoped_release unlocked;
+  run_draft_samples_cuda(params, nullptr);
 }
 
 VerifyTreeParams verify_params(const py::dict& values) {
@@ -95,6 +113,7 @@ void tree_links(const py::dict& values) {
 
 const Bindings bindings([](py::module_& m) {
   m.def("sample", &sample);
+  m.def("draft_samples", &draft_samples);
   m.def("verify_tree_workspace",
         [](const py::dict& values) { return verify_tree_workspace_cuda(verify_params(values)); });
   m.def("verify_tree", [](const py::dict& values, uintptr_t workspace) {

@@ -1,0 +1,1 @@
+#include "speculative/draft_samples_cuda.cuh"
