@@ -14,7 +14,8 @@ from tokcore.testing.cases.decode_attention import TABLE
 from tokcore.testing.table import Variant
 
 COMPILED = (FLEX, QUANTIZED_CACHE)  # they compile for a minute; tokcore bench compares them with the reference
-PEERS = [v for v in TABLE.variants if v.peer and v.measure == "decode" and v.name not in COMPILED]
+HERE = [v for v in TABLE.variants if v.peer and v.measure == "decode" and "cpu" in v.backends]
+PEERS = [v for v in HERE if v.name not in COMPILED]
 SMALL = next(case for case in TABLE.cases if case.name.startswith("B=1,H=32") and case.parameters["L"] == 1024)
 
 
