@@ -124,8 +124,8 @@ def _reorder(x: Tensor, order: Tensor) -> Tensor:
     return x.gather(2, order.unsqueeze(-1).expand(x.size(0), -1, -1, x.size(3)))
 
 
-def kept_elements(block_mask: BlockMask, text: Sequence[int]) -> Tensor:
-    """bool [1 or B, 1 or H, N, N] by position: what the mask keeps, and the blocks that hold text."""
+def kept_blocks(block_mask: BlockMask, text: Sequence[int]) -> BlockMask:
+    """What the mask keeps, and the blocks that hold text."""
     N = block_mask.shape[0]
     kept = block_mask.to_dense().clone()
     is_text = torch.ones(N, dtype=torch.bool)
@@ -133,7 +133,12 @@ def kept_elements(block_mask: BlockMask, text: Sequence[int]) -> Tensor:
     for axis, size in ((-2, block_mask.block[0]), (-1, block_mask.block[1])):
         padded = torch.nn.functional.pad(is_text, (0, -N % size)).view(-1, size).any(1).to(kept.device)
         kept = kept | (padded.unsqueeze(1) if axis == -2 else padded)
-    return BlockMask.from_dense(kept, block_mask.block, shape=block_mask.shape).to_elements()
+    return BlockMask.from_dense(kept, block_mask.block, shape=block_mask.shape)
+
+
+def kept_elements(block_mask: BlockMask, text: Sequence[int]) -> Tensor:
+    """bool [1 or B, 1 or H, N, N] by position: what the mask keeps, and the blocks that hold text."""
+    return kept_blocks(block_mask, text).to_elements()
 
 
 def attend_prepared(

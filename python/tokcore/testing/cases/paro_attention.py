@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import tokcore
-from tokcore.block_mask import BlockMask
-from tokcore.permutation import permutation_indices
 from tokcore.reference import paro_attention as meaning
-from tokcore.testing.cases._attention import attention_flops, kept_columns
+from tokcore.testing.cases._attention import is_large, random_mask, sampled, sampled_places, structured_mask
 from tokcore.testing.cases._classifier import DTYPES
-from tokcore.testing.table import Case, Goal, Inputs, OpTable, Outputs, Variant
+from tokcore.testing.cases._paro_bench import bench_cases, bench_goals, bench_variants
+from tokcore.testing.cases._sources import random_source
+from tokcore.testing.table import Case, Inputs, OpTable, Outputs
 
 # B, H, Hkv, grid, text, D: lengths 1, 63, 64, 65 and more, groups of 1 to 8, text before, after, both and none, head
 # sizes that need padding.
@@ -64,6 +62,8 @@ def _case(shape: tuple[Any, ...], dtype: torch.dtype, formats: tuple[str, str], 
     label = f"B={B},H={H},Hkv={Hkv},N={N},D={D},{DTYPES[dtype]},qk={formats[0]},pv={formats[1]}"
     parameters = {"B": B, "H": H, "Hkv": Hkv, "M": N, "N": N, "D": D, "grid": grid, "text": text, "dtype": dtype}
     parameters |= {"qk": formats[0], "pv": formats[1], **OPTIONS.get(name, {})}
+    if parameters.get("one_mask"):
+        parameters["mask_heads"] = (1, 1)
     return Case(label + (f",{name}" if name else ""), parameters, frozenset(tags))
 
 
@@ -81,54 +81,32 @@ def _verify_cases() -> tuple[Case, ...]:
     return tuple(cases.values())
 
 
-def _random_mask(case: Case, device: str, seed: int) -> BlockMask:
-    p = case.parameters
-    N, block = p["N"], p.get("block", (64, 64))
-    rows, columns = -(-N // block[0]), -(-N // block[1])
-    batch, heads = (1, 1) if p.get("one_mask") else (p["B"], p["H"])
-    order = torch.rand(batch, heads, rows, columns, generator=torch.Generator().manual_seed(seed)).argsort(-1)
-    dense = order < kept_columns(columns, p.get("density", 0.6))
-    if p.get("hole"):
-        dense[..., :1, :] = False
-    return BlockMask.from_dense(dense, block, shape=(N, N)).to(device)
-
-
-def _structured_mask(case: Case, device: str) -> BlockMask:
-    """A band along the diagonal, as calibration finds it, of the same number of blocks a row as a random mask."""
-    p = case.parameters
-    columns = -(-p["N"] // 64)
-    kept = kept_columns(columns, p["density"])
-    rows = torch.arange(columns).unsqueeze(1)
-    first = (rows - kept // 2).clamp(0, columns - kept)
-    dense = (torch.arange(columns) >= first) & (torch.arange(columns) < first + kept)
-    return BlockMask.from_dense(dense[None, None], shape=(p["N"], p["N"])).to(device)
-
-
 def make_inputs(case: Case, device: str, seed: int) -> Inputs:
     """Tensors and options by argument name."""
     p = case.parameters
-    generator = torch.Generator().manual_seed(seed)
-    N, D = p["N"], p["D"]
+    generator = random_source(case, device, seed)
+    home, (N, D) = generator.device, (p["N"], p["D"])
 
     def heads(count: int) -> Tensor:
         if p.get("strided"):
-            wide = torch.randn(p["B"], N, count, D + 8, generator=generator)
+            wide = torch.randn(p["B"], N, count, D + 8, generator=generator, device=home)
             return wide.to(p["dtype"]).to(device)[..., :D].transpose(1, 2)
-        return torch.randn(p["B"], count, N, D, generator=generator).to(p["dtype"]).to(device)
+        return torch.randn(p["B"], count, N, D, generator=generator, device=home).to(p["dtype"]).to(device)
 
     q, k, v = heads(p["H"]) * p.get("sharp", 1.0), heads(p["Hkv"]), heads(p["Hkv"])
     if "outliers" in p:  # one channel, the same in all keys
         k = k.clone()
         k[..., D // 3] += p["outliers"]
-    codes = torch.randint(0, 6, (p["Hkv"],), generator=generator).tolist()
-    mask = _structured_mask(case, device) if p.get("structured") else _random_mask(case, device, seed + 1)
+    codes = torch.randint(0, 6, (p["Hkv"],), generator=generator, device=home).tolist()
+    mask = structured_mask(case, device) if p.get("structured") else random_mask(case, device, seed + 1)
     inputs: Inputs = {"q": q, "k": k, "v": v, "block_mask": mask, "permutation": codes, "grid": p["grid"]}
     if "orders" in p:
         inputs["permutation"] = [p["orders"]] * p["Hkv"]
     inputs |= {name: p[name] for name in ("text", "qk", "pv", "rope_pairs", "smooth_k", "scale") if name in p}
     if "rope" in p:
         rows = math.prod(p["grid"]) if p.get("rope_rows") == "grid" else N
-        angles = 6.0 * torch.rand(rows, D if p["rope"] == "channels" else D // 2, generator=generator)
+        width = D if p["rope"] == "channels" else D // 2
+        angles = 6.0 * torch.rand(rows, width, generator=generator, device=home)
         inputs["rope"] = (angles.cos().to(device), angles.sin().to(device))
     return inputs
 
@@ -151,9 +129,11 @@ def run(inputs: Inputs) -> Outputs:
     return outputs
 
 
+_PREPARED = ("q", "k", "v", "permutation", "grid", "text", "rope", "rope_pairs", "qk", "pv", "smooth_k")
+
+
 def _meaning(inputs: Inputs, round_weights: bool, dtype: torch.dtype) -> Outputs:
-    names = ("q", "k", "v", "permutation", "grid", "text", "rope", "rope_pairs", "qk", "pv", "smooth_k")
-    p = meaning.prepare(**{name: inputs[name] for name in names if name in inputs})
+    p = meaning.prepare(**{name: inputs[name] for name in _PREPARED if name in inputs})
     scale = inputs.get("scale", 1.0 / math.sqrt(inputs["q"].size(-1)))
     visible = meaning.kept_elements(inputs["block_mask"], inputs["text"])
     result = meaning.attend_prepared(p, visible, scale, round_weights, dtype)
@@ -171,8 +151,42 @@ def _meaning(inputs: Inputs, round_weights: bool, dtype: torch.dtype) -> Outputs
 
 
 def reference(inputs: Inputs) -> Outputs:
-    """The codes by their fp32 rules, attention over them in fp64."""
+    """The codes by their fp32 rules, attention over them in fp64; of a large case some rows of the result."""
+    if is_large(inputs["q"], inputs["k"]):
+        return _some_rows(inputs)
     return _meaning(inputs, False, torch.float64)
+
+
+def _some_rows(inputs: Inputs) -> Outputs:
+    """The places of some tokens in the order of their head, and attention of these rows alone."""
+    p = meaning.prepare(**{name: inputs[name] for name in _PREPARED if name in inputs})
+    q, mask = inputs["q"], meaning.kept_blocks(inputs["block_mask"], inputs["text"])
+    heads, tokens = sampled_places(q)
+    places = p.order[heads].argsort(-1)[:, tokens]
+    dense = mask.to_dense().expand(q.size(0), q.size(1), -1, -1)[:, heads]
+    rows = (places // mask.block[0])[None, :, :, None].expand(q.size(0), -1, -1, dense.size(-1))
+    visible = dense.gather(2, rows).repeat_interleave(mask.block[1], -1)[..., : q.size(2)]
+    index, shared = places[None, :, :, None], heads // (q.size(1) // inputs["k"].size(1))
+
+    def of_rows(x: Tensor) -> Tensor:
+        return x if x.dim() == 1 else x[:, heads].gather(2, index.expand(x.size(0), -1, -1, x.size(-1)))
+
+    def of_keys(x: Tensor) -> Tensor:
+        return x if x.dim() == 1 else x[:, shared]
+
+    some = meaning.Prepared(
+        of_rows(p.q),
+        of_rows(p.q_scale),
+        of_keys(p.k),
+        of_keys(p.k_scale),
+        of_keys(p.v),
+        of_keys(p.v_scale),
+        p.k_mean[:, shared],
+        of_rows(p.mean_score.unsqueeze(-1)).squeeze(-1),
+        torch.arange(tokens.numel(), device=q.device).expand(heads.numel(), -1),  # as they come
+    )
+    scale = inputs.get("scale", 1.0 / math.sqrt(q.size(-1)))
+    return {"out": meaning.attend_prepared(some, visible, scale).out}
 
 
 def composition(inputs: Inputs) -> Outputs:
@@ -180,94 +194,6 @@ def composition(inputs: Inputs) -> Outputs:
     bytes_ = inputs["pv"] in ("int8", "int4")
     outputs = _meaning(inputs, bytes_, torch.float32 if bytes_ else torch.bfloat16)
     return {**outputs, "out": outputs["out"].to(inputs["q"].dtype)}
-
-
-CALL, KERNEL, PREPARE = "whole call", "attention alone", "prologue alone"
-SDPA = "F.scaled_dot_product_attention (dense)"
-BF16 = "tokcore.block_sparse_attention bf16 (same blocks)"
-EAGER_ROPE, ROPE_ONLY = "eager PyTorch: RoPE alone", "tokcore: RoPE alone, to bf16"
-OURS = "tokcore int8"
-
-
-def _bench_case(D: int, density: float, structured: bool, pv: str = "int8", default: bool = True) -> Case:
-    shape = (1, 4, 4, (16, 16, 16), (0, 0), D)
-    case = _case(shape, torch.bfloat16, ("int8", pv), "", {"bench" if default else "large"})
-    name = f"{case.name},density={density}," + ("structured" if structured else "random")
-    parameters = {**case.parameters, "density": density, "structured": structured, "rope": "pairs"}
-    return Case(name, parameters, case.tags)
-
-
-def _bench_cases() -> tuple[Case, ...]:
-    sparse = [_bench_case(D, d, s) for D in (64, 128) for d in (0.5, 0.3) for s in (False, True)]
-    formats = [_bench_case(D, 0.3, False, pv, default=False) for D in (64, 128) for pv in ("int4", "fp8", "bf16")]
-    return (*sparse, *formats)
-
-
-def _variant(
-    name: str, measure: str, make: Callable[[Inputs], Callable[[], Any]], dense: bool, **fields: Any
-) -> Variant:
-    def prepare(_: Case, inputs: Inputs) -> Callable[[], Any]:
-        call = make(inputs)
-
-        def timed() -> Any:
-            with torch.no_grad():
-                return call()
-
-        return timed
-
-    flops = None if measure == PREPARE else attention_flops(4.0, dense)
-    return Variant(name, measure, prepare, flops=flops, **fields)
-
-
-def _dense(inputs: Inputs) -> Callable[[], Any]:
-    return lambda: F.scaled_dot_product_attention(inputs["q"], inputs["k"], inputs["v"])
-
-
-def _bf16_kernel(inputs: Inputs) -> Callable[[], Any]:
-    return lambda: tokcore.block_sparse_attention(inputs["q"], inputs["k"], inputs["v"], inputs["block_mask"])
-
-
-def _eager_call(inputs: Inputs) -> Callable[[], Any]:
-    """What people compose: RoPE, gather, block-sparse attention in bf16, scatter."""
-    order = torch.stack([permutation_indices(code, inputs["grid"]) for code in inputs["permutation"]])
-    index = order[None, :, :, None].expand_as(inputs["k"])
-    inverse = order.argsort(-1)[None, :, :, None].expand_as(inputs["k"])
-
-    def call() -> Tensor:
-        q, k = _eager_rope(inputs)
-        q, k, v = (x.gather(2, index) for x in (q, k, inputs["v"]))
-        return tokcore.block_sparse_attention(q, k, v, inputs["block_mask"]).gather(2, inverse)
-
-    return call
-
-
-def _eager_rope(inputs: Inputs) -> tuple[Tensor, Tensor]:
-    cos, sin = (table.to(inputs["q"].dtype).repeat_interleave(2, 1) for table in inputs["rope"])
-
-    def turned(x: Tensor) -> Tensor:
-        swapped = torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
-        result: Tensor = x * cos + swapped * sin
-        return result
-
-    return turned(inputs["q"]), turned(inputs["k"])
-
-
-def _prepared(inputs: Inputs, **changes: Any) -> Callable[[], tokcore.ParoOperands]:
-    options = {name: value for name, value in inputs.items() if name not in ("block_mask", "scale")}
-    return lambda: tokcore.paro_prepare(**{**options, "need_lse": False, **changes})
-
-
-def _kernel(inputs: Inputs) -> Callable[[], Any]:
-    operands = _prepared(inputs)()
-    return lambda: operands.attend(inputs["block_mask"])
-
-
-def _goals() -> tuple[Goal, ...]:
-    return tuple(
-        Goal(_bench_case(D, 0.3, structured).name, CALL, OURS, BF16, 1.2)
-        for D in (64, 128)
-        for structured in (False, True)
-    )
 
 
 SUPPORT = {
@@ -298,28 +224,13 @@ SUPPORT |= {
 
 TABLE = OpTable(
     op="paro_attention",
-    cases=(*_verify_cases(), *_bench_cases()),
+    cases=(*_verify_cases(), *bench_cases(_case)),
     make_inputs=make_inputs,
     run=run,
     reference=reference,
     composition=composition,
-    variants=(
-        _variant(SDPA, CALL, _dense, True),
-        _variant(BF16, CALL, _bf16_kernel, False),
-        _variant("RoPE, gather, block-sparse bf16, scatter", CALL, _eager_call, False),
-        _variant(OURS, CALL, lambda inputs: lambda: tokcore.paro_attention(**inputs), False, peer=False),
-        _variant(BF16, KERNEL, _bf16_kernel, False),
-        _variant(OURS, KERNEL, _kernel, False, peer=False),
-        _variant(EAGER_ROPE, PREPARE, lambda inputs: lambda: _eager_rope(inputs), False),
-        _variant(
-            ROPE_ONLY,
-            PREPARE,
-            lambda inputs: _prepared(inputs, qk="bf16", pv="bf16", permutation=0),
-            False,
-            peer=False,
-        ),
-        _variant(OURS, PREPARE, lambda inputs: _prepared(inputs), False, peer=False),
-    ),
-    goals=_goals(),
+    sampled=sampled,
+    variants=bench_variants(),
+    goals=bench_goals(),
     support=SUPPORT,
 )
