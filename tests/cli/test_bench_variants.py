@@ -71,7 +71,7 @@ def test_timed_cases_run_at_small_sizes_and_agree_with_the_reference(op: str) ->
             outputs = variant.prepare(case, inputs)()
             error = max_error(table.sampled(dict(outputs)) if isinstance(outputs, dict) else outputs, reference)
             coarse = any(word in f"{full.name} {variant.name}" for word in ("int2", "int4", "q4", "filtered"))
-            allowed = 0.5 if coarse else 0.05
+            allowed = 1.0 if coarse else 0.05
             assert error is None or error.value < allowed, (full.name, variant.name, error)
 
 
