@@ -3,7 +3,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -65,7 +64,7 @@ def test_the_act(context: ActContext, tmp_path: Path) -> None:
     result = play.play(context, TINY)
     text = printed(result.report)
     assert result.passed, text
-    assert text.count("PASS") == 2
+    assert text.count("PASS") == 3
     assert [path.name for path in result.pictures] == PICTURES
     assert all(path.stat().st_size > 5_000 for path in result.pictures)
     found = rows(tmp_path / "token_trees_speed.csv")
@@ -106,10 +105,12 @@ def test_another_distribution_is_found(context: ActContext, monkeypatch: pytest.
 
     monkeypatch.setattr(chance, "generate", tampered)
     model = speed.DemoModel(context.model, 700)
-    compare = partial(chance.compare_samples, model, NGram(4), torch.arange(5))
-    found = compare(4, 64, 1.0, context.progress)
-    assert found.p_value < chance.FALSE_ALARM
-    assert found.same_seed_differing > 0
+    for rule, differing in (("coupled", True), ("target_only", False)):
+        sampling = chance.Sampling("n-grams", NGram(4), rule, 1.0, 4, 64)
+        found = chance.compare_samples(model, sampling, torch.arange(5), context.progress)
+        assert not found.passed
+        assert found.p_value < chance.FALSE_ALARM
+        assert bool(found.same_seed_differing) == differing
 
 
 def test_chi_square_of_equal_and_of_shifted_sets() -> None:
@@ -120,8 +121,8 @@ def test_chi_square_of_equal_and_of_shifted_sets() -> None:
         return [tuple(row) for row in tokens.reshape(count, 3).tolist()]
 
     weights = [0.5, 0.25, 0.1, 0.1, 0.04, 0.005, 0.005]
-    p_values = [chi_square(draw(weights), draw(weights), 0).p_value for _ in range(40)]
+    p_values = [chi_square("x", draw(weights), draw(weights), 0).p_value for _ in range(40)]
     assert min(p_values) > 1e-4
     assert 0.2 < sum(p_values) / 40 < 0.8
     shifted = [0.40, 0.35, *weights[2:]]
-    assert chi_square(draw(weights), draw(shifted), 0).p_value < chance.FALSE_ALARM
+    assert chi_square("x", draw(weights), draw(shifted), 0).p_value < chance.FALSE_ALARM

@@ -1,4 +1,5 @@
-"""Are drafted samples ordinary samples? The same seeds must give the same tokens, other seeds the same distribution."""
+"""Are drafted samples ordinary samples? Other seeds must give the same distribution, and the coupled rule with the same
+seeds the same tokens."""
 
 from __future__ import annotations
 
@@ -22,30 +23,43 @@ LEAST_EXPECTED = 8.0  # continuations in a cell of the test
 class ChiSquare:
     """Two sets of sampled continuations compared."""
 
+    name: str  # of the drafter and its rule
     samples: int  # of each set
     cells: int
     statistic: float
     p_value: float
-    same_seed_differing: int  # continuations that differ between drafted and ordinary sampling with equal seeds
+    same_seed_differing: int | None  # continuations that differ with equal seeds; None: the rule draws otherwise
 
     @property
     def passed(self) -> bool:
         """No difference found."""
-        return self.p_value >= FALSE_ALARM and self.same_seed_differing == 0
+        return self.p_value >= FALSE_ALARM and not self.same_seed_differing
 
 
-def compare_samples(
-    model: DemoModel, drafter: Drafter, prompt: Tensor, batches: int, batch: int, temperature: float, progress: Progress
-) -> ChiSquare:
+@dataclass(frozen=True)
+class Sampling:
+    """How continuations are drafted and drawn."""
+
+    name: str
+    drafter: Drafter
+    rule: str
+    temperature: float
+    batches: int
+    batch: int
+
+
+def compare_samples(model: DemoModel, sampling: Sampling, prompt: Tensor, progress: Progress) -> ChiSquare:
     """χ² of homogeneity between continuations sampled through trees and one by one, three tokens each."""
+    batches, batch = sampling.batches, sampling.batch
 
     def sample(drafted: bool, first_seed: int) -> list[tuple[int, ...]]:
         result = generate(
             model,
             prompt.expand(batch, -1),
             max_new_tokens=SAMPLED,
-            drafter=drafter if drafted else None,
-            temperature=temperature,
+            drafter=sampling.drafter if drafted else None,
+            rule=sampling.rule,
+            temperature=sampling.temperature,
             seed=torch.arange(first_seed, first_seed + batch),
             cache=CACHE,
         )
@@ -53,19 +67,22 @@ def compare_samples(
 
     drafted: list[tuple[int, ...]] = []
     ordinary: list[tuple[int, ...]] = []
-    differing = 0
-    with progress.stage("sampling through trees and without", batches) as stage:
+    differing = 0 if sampling.rule == "coupled" else None
+    with progress.stage(f"sampling by {sampling.name} and without trees", batches) as stage:
         for index in range(batches):
             first = index * batch
             trees = sample(True, first)
-            differing += sum(a != b for a, b in zip(trees, sample(False, first), strict=True))
+            if differing is not None:
+                differing += sum(a != b for a, b in zip(trees, sample(False, first), strict=True))
             drafted += trees
             ordinary += sample(False, first + batches * batch)
             stage.advance(f"{len(drafted)} continuations of {SAMPLED} tokens")
-    return chi_square(drafted, ordinary, differing)
+    return chi_square(sampling.name, drafted, ordinary, differing)
 
 
-def chi_square(left: list[tuple[int, ...]], right: list[tuple[int, ...]], differing: int) -> ChiSquare:
+def chi_square(
+    name: str, left: list[tuple[int, ...]], right: list[tuple[int, ...]], differing: int | None
+) -> ChiSquare:
     """Cells are the tokens (first, second, third), rare ones merged by their beginnings until each is large enough."""
     cells = _cells(left, right)
     pairs = [(sum(counts[0]), sum(counts[1])) for counts in cells]
@@ -77,7 +94,7 @@ def chi_square(left: list[tuple[int, ...]], right: list[tuple[int, ...]], differ
         statistic += (a - expected[0]) ** 2 / expected[0] + (b - expected[1]) ** 2 / expected[1]
     freedom = max(1, len(pairs) - 1)
     p_value = float(torch.special.gammaincc(torch.tensor(freedom / 2).double(), torch.tensor(statistic / 2).double()))
-    return ChiSquare(len(left), len(pairs), statistic, p_value, differing)
+    return ChiSquare(name, len(left), len(pairs), statistic, p_value, differing)
 
 
 def _cells(left: list[tuple[int, ...]], right: list[tuple[int, ...]]) -> list[tuple[list[int], list[int]]]:

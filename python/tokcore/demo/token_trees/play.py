@@ -11,11 +11,11 @@ from tokcore.demo.act import ActContext, ActResult
 from tokcore.demo.model import ModelConfig, Transformer
 from tokcore.demo.progress import Progress
 from tokcore.demo.settings import DemoSettings
-from tokcore.demo.token_trees.chance import compare_samples
+from tokcore.demo.token_trees.chance import Sampling, compare_samples
 from tokcore.demo.token_trees.model import DemoModel
 from tokcore.demo.token_trees.pictures import plot_accepted, plot_speed, plot_step
 from tokcore.demo.token_trees.report import report, write_tables
-from tokcore.demo.token_trees.speed import generate_in_turns, make_methods
+from tokcore.demo.token_trees.speed import ALWAYS, generate_in_turns, make_methods
 from tokcore.demo.tokenizer import encode_stream
 from tokcore.demo.train import Trainee, sample_windows
 from tokcore.speculative import Drafter, DySpec, NGram, TokenRecycling, greedy_template
@@ -50,23 +50,15 @@ def play(context: ActContext, settings: TokenTreeSettings | None = None) -> ActR
     prompts = held_out_prompts(context, settings)
     methods = make_methods(draft, drafters)
     texts, drawn = generate_in_turns(model, methods, prompts, settings.new_tokens, settings.rounds, progress)
-    chance = compare_samples(
-        model,
-        TokenRecycling(greedy_template(12, 3)),
-        prompts[0],
-        settings.batches,
-        settings.batch,
-        settings.temperature,
-        progress,
-    )
+    chances = [compare_samples(model, sampling, prompts[0], progress) for sampling in samplings(draft, settings)]
     liveliest = max(texts, key=lambda text: len(set(text.tolist())))
     shown = context.tokenizer.decode(liveliest.tolist())
     pictures = [*plot_speed(methods, context.out), *plot_accepted(methods, context.out)]
     if drawn is not None:
         pictures += plot_step(drawn, context.tokenizer, context.out)
     return ActResult(
-        passed=chance.passed and not any(method.differing for method in methods),
-        report=report(methods, chance, shown, settings.new_tokens),
+        passed=all(chance.passed for chance in chances) and not any(method.differing for method in methods),
+        report=report(methods, chances, shown, settings.new_tokens),
         pictures=pictures,
         data=write_tables(methods, drawn, context.tokenizer, context.out),
     )
@@ -78,7 +70,19 @@ def drafters(draft: DemoModel) -> dict[str, Drafter]:
         "Token Recycling": TokenRecycling(),
         "n-gram lookup": NGram(16),
         "DySpec, small model": DySpec(draft, 16, children=4, max_depth=4),
+        ALWAYS + "DySpec, 16 nodes": DySpec(draft, 16, children=4, max_depth=4),
     }
+
+
+def samplings(draft: DemoModel, settings: TokenTreeSettings) -> list[Sampling]:
+    """Any tree under the coupled rule, and DySpec's own: siblings drawn without replacement and tested against q."""
+    sizes = settings.temperature, settings.batches, settings.batch
+    return [
+        Sampling("Token Recycling, coupled", TokenRecycling(greedy_template(12, 3)), "coupled", *sizes),
+        Sampling(
+            "DySpec, without replacement", DySpec(draft, 8, children=3, max_depth=3), "without_replacement", *sizes
+        ),
+    ]
 
 
 def train_draft_model(context: ActContext, settings: TokenTreeSettings, progress: Progress) -> Transformer:

@@ -21,7 +21,7 @@ GOAL = 1.5  # times the tokens a second of plain decoding, for Token Recycling
 PARTS = ("draft", "forward", "verify", "compact")
 
 
-def report(methods: list[Method], chance: ChiSquare, text: str, new_tokens: int) -> Sequence[RenderableType]:
+def report(methods: list[Method], chances: list[ChiSquare], text: str, new_tokens: int) -> Sequence[RenderableType]:
     """A table of the methods, then the verdicts."""
     table = Table(title=f"Token trees: {new_tokens} tokens of code, greedy, one request", title_justify="left")
     for column in ("method", "tokens/s", "× plain", "kept a step", "nodes a step", *(f"{part} %" for part in PARTS)):
@@ -36,22 +36,30 @@ def report(methods: list[Method], chance: ChiSquare, text: str, new_tokens: int)
             f"{statistics.fmean(method.nodes):.1f}",
             *(f"{100.0 * method.seconds[part] / total:.0f}" for part in PARTS),
         )
-    return [table, f"what they all wrote: [dim]{escape(repr(text[:90]))} …[/dim]", *_verdicts(methods, chance)]
+    return [table, f"what they all wrote: [dim]{escape(repr(text[:90]))} …[/dim]", *_verdicts(methods, chances)]
 
 
-def _verdicts(methods: list[Method], chance: ChiSquare) -> list[str]:
+def _verdicts(methods: list[Method], chances: list[ChiSquare]) -> list[str]:
     differing = [f"{method.name} {method.differing}×" for method in methods if method.differing]
     ratio = ratio_to_plain(methods[1], methods)
     goal = "[green]met[/green]" if ratio >= GOAL else "[yellow]not met[/yellow]"
     return [
         "greedy output identical to plain decoding: "
         + (f"[red]FAIL[/red] ({', '.join(differing)} differed)" if differing else "[green]PASS[/green]"),
-        f"sampled output, {chance.samples} continuations of {SAMPLED} tokens through trees and as many without: "
-        f"χ² {chance.statistic:.1f} in {chance.cells} cells, p = {chance.p_value:.3g} (alarm below {FALSE_ALARM:g}); "
-        f"with the same seeds {chance.same_seed_differing} differ: "
-        + ("[green]PASS[/green]" if chance.passed else "[red]FAIL[/red]"),
+        *map(_sampled, chances),
         f"goal: {methods[1].name} at {GOAL}× plain decoding: {ratio:.2f}×, {goal}",
     ]
+
+
+def _sampled(chance: ChiSquare) -> str:
+    equal_seeds = (
+        "" if chance.same_seed_differing is None else f"; with equal seeds {chance.same_seed_differing} differ"
+    )
+    return (
+        f"sampled by {chance.name}, {chance.samples} continuations of {SAMPLED} tokens and as many without trees: "
+        f"χ² {chance.statistic:.1f} in {chance.cells} cells, p = {chance.p_value:.3g} (alarm below {FALSE_ALARM:g})"
+        f"{equal_seeds}: " + ("[green]PASS[/green]" if chance.passed else "[red]FAIL[/red]")
+    )
 
 
 def write_tables(methods: list[Method], drawn: DrawnStep | None, tokenizer: Tokenizer, folder: Path) -> list[Path]:

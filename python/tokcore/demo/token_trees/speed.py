@@ -15,6 +15,7 @@ from tokcore.demo.token_trees.model import DemoModel
 from tokcore.speculative import Drafter, GenerationResult, Step, ThroughputBudget, generate
 
 PLAIN = "plain decoding"
+ALWAYS = "always "  # begins the name of a drafter that drafts whatever it costs
 CACHE = {"residual": 512}  # text and trees stay in the window: a tree that fills pages sooner rounds another way
 
 
@@ -52,12 +53,13 @@ class DrawnStep:
 
 
 def make_methods(draft: DemoModel, drafters: Callable[[DemoModel], dict[str, Drafter]]) -> list[Method]:
-    """Plain decoding first; every drafter with a budget chosen by measured throughput."""
+    """Plain decoding first; every drafter with a budget chosen by measured throughput, unless told otherwise."""
     sizes = (1, 4, 8, 16, 24, 32, 48, 64, 81)
     methods = [Method(PLAIN, None, None)]
     for name, drafter in drafters(draft).items():
         fitting = [*(size for size in sizes if size < drafter.max_nodes), drafter.max_nodes]
-        methods.append(Method(name, drafter, ThroughputBudget(fitting)))
+        budget = None if name.startswith(ALWAYS) else ThroughputBudget(fitting)
+        methods.append(Method(name, drafter, budget))
     return methods
 
 
