@@ -121,16 +121,67 @@ inline void check_prepare(const Checker& check, const Tensor& q, const Tensor& k
   params.permutation = options.permutation.data();
 }
 
-// cos and sin: contiguous.
-inline void fill_rotation(ParoPrepareParams& params, const Tensor& cos, const Tensor& sin, bool interleaved) {
-  const int64_t rows = cos.size(0);
-  params.rotation = {core::data_of<float>(cos),
-                     core::data_of<float>(sin),
-                     cos.size(1),
-                     rows == params.shape.length ? 0 : params.grid.before,
-                     rows,
-                     interleaved};
+// The tables of a call, contiguous; they live as long as this does.
+class RotationTables {
+ public:
+  RotationTables(ParoPrepareParams& params, const std::optional<Tensor>& cos, const std::optional<Tensor>& sin,
+                 bool interleaved) {
+    if (!cos.has_value()) return;
+    cos_ = torch::stable::contiguous(*cos);
+    sin_ = torch::stable::contiguous(*sin);
+    const int64_t rows = cos_->size(0);
+    params.rotation = {core::data_of<float>(*cos_),
+                       core::data_of<float>(*sin_),
+                       cos_->size(1),
+                       rows == params.shape.length ? 0 : params.grid.before,
+                       rows,
+                       interleaved};
+  }
+
+ private:
+  std::optional<Tensor> cos_, sin_;
+};
+
+inline Tensor make_floats(const Tensor& like, const std::vector<int64_t>& shape, bool needed) {
+  return core::empty_like_on(like, needed ? shape : std::vector<int64_t>{0}, ScalarType::Float);
 }
+inline float* floats_or_null(const Tensor& tensor) {
+  return tensor.numel() > 0 ? core::mutable_data_of<float>(tensor) : nullptr;
+}
+
+using Prepared = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// What paro_prepare returns.
+struct PreparedTensors {
+  Tensor q_codes, q_scale, k_codes, k_scale, v_codes, v_scale, k_mean, mean_score;
+
+  PreparedTensors(const Tensor& q, const ParoPrepareParams& params, bool smooths, bool corrects)
+      : PreparedTensors(q, params.shape, params.qk, params.pv, smooths, corrects) {}
+
+  // Of a call that has tokens.
+  void fill(ParoPrepareParams& params) const {
+    params.q_codes = q_codes.mutable_data_ptr();
+    params.k_codes = k_codes.mutable_data_ptr();
+    params.v_codes = v_codes.mutable_data_ptr();
+    params.q_scale = floats_or_null(q_scale);
+    params.k_scale = floats_or_null(k_scale);
+    params.v_scale = floats_or_null(v_scale);
+    params.k_mean = floats_or_null(k_mean);
+    params.mean_score = floats_or_null(mean_score);
+  }
+  Prepared all() const { return {q_codes, q_scale, k_codes, k_scale, v_codes, v_scale, k_mean, mean_score}; }
+
+ private:
+  PreparedTensors(const Tensor& q, const ParoShape& s, ParoFormat qk, ParoFormat pv, bool smooths, bool corrects)
+      : q_codes(core::empty_like_on(q, query_code_shape(s, s.num_heads, qk), query_code_type(qk))),
+        q_scale(make_floats(q, {s.batch, s.num_heads, s.padded_length()}, is_quantized(qk))),
+        k_codes(core::empty_like_on(q, query_code_shape(s, s.num_kv_heads, qk), query_code_type(qk))),
+        k_scale(make_floats(q, {s.batch, s.num_kv_heads, s.padded_length() / kParoGroup}, is_quantized(qk))),
+        v_codes(core::empty_like_on(q, value_code_shape(s, pv), value_code_type(pv))),
+        v_scale(make_floats(q, {s.batch, s.num_kv_heads, s.head_dim}, is_quantized(pv))),
+        k_mean(make_floats(q, {s.batch, s.num_kv_heads, s.head_dim}, smooths)),
+        mean_score(make_floats(q, {s.batch, s.num_heads, s.length}, corrects)) {}
+};
 
 // The arguments of paro_attention.
 struct AttentionArguments {

@@ -52,16 +52,16 @@ struct ParoShape {
   int64_t length;        // N
   int64_t head_dim;      // D
 
-  int64_t group_size() const { return num_heads / num_kv_heads; }
-  int64_t padded_length() const { return round_up(length, kParoGroup); }  // P
-  int64_t code_dim() const { return round_up(head_dim, 64); }             // Dq
-  int64_t value_dim() const { return round_up(head_dim, 32); }            // Dv
+  constexpr int64_t group_size() const { return num_heads / num_kv_heads; }
+  constexpr int64_t padded_length() const { return round_up(length, kParoGroup); }  // P
+  constexpr int64_t code_dim() const { return round_up(head_dim, 64); }             // Dq
+  constexpr int64_t value_dim() const { return round_up(head_dim, 32); }            // Dv
   // Bytes of a row of query or key codes.
-  int64_t row_bytes(ParoFormat format) const {
+  constexpr int64_t row_bytes(ParoFormat format) const {
     return format == ParoFormat::kBf16 ? code_dim() * 2 : format == ParoFormat::kInt4 ? code_dim() / 2 : code_dim();
   }
   // Bytes of the value codes of 64 positions.
-  int64_t value_block_bytes(ParoFormat format) const {
+  constexpr int64_t value_block_bytes(ParoFormat format) const {
     return format == ParoFormat::kBf16   ? kParoGroup * code_dim() * 2
            : format == ParoFormat::kInt4 ? value_dim() * kParoGroup / 2
                                          : value_dim() * kParoGroup;

@@ -1,22 +1,12 @@
 // The attention family on CUDA for pytest: the launchers, on addresses of arrays.
 #include "attention/block_sparse_attention_launch_cuda.cuh"
 #include "bindings.h"
-#include "fields.h"
+#include "kernels/attention_fields.h"
 
 namespace py = pybind11;
 
 namespace tokcore::simt {
 namespace {
-
-// A tensor [B, heads, rows, D]: its address, and its strides as "<name>_strides".
-void fill(HeadsView& view, const char* name, Fields& fields) {
-  fields(name, view.data);
-  fields.nested((std::string(name) + "_strides").c_str(), [&](Fields& strides) {
-    strides("batch", view.stride_batch);
-    strides("head", view.stride_head);
-    strides("row", view.stride_row);
-  });
-}
 
 void fill(AttentionShape& shape, Fields& fields) {
   fields("batch", shape.batch);
@@ -35,12 +25,7 @@ void fill(BlockSparseAttentionParams& params, Fields& fields) {
   fill(params.q, "q", fields);
   fill(params.k, "k", fields);
   fill(params.v, "v", fields);
-  fields("mask_bits", params.mask.bits);
-  fields("mask_stride_batch", params.mask.stride_batch);
-  fields("mask_stride_head", params.mask.stride_head);
-  fields("mask_stride_row", params.mask.stride_row);
-  fields("block_m", params.mask.block_m);
-  fields("block_n", params.mask.block_n);
+  fill(params.mask, fields);
   fields("scale", params.scale);
   fields("causal", params.causal);
 }

@@ -1,0 +1,1 @@
+#include "attention/paro_prepare_cuda.cuh"
