@@ -7,6 +7,58 @@
 
 namespace tokcore::kv_cache {
 
+// The tensors of a cache with a leading dimension of layers, as those of its first layer; the others lie behind it.
+class StackedCache {
+ public:
+  StackedCache(const Checker& check, const Tensor& lengths, const Tensor& window_starts,
+               const std::vector<Tensor>& recent, const std::vector<Tensor>& high, const std::vector<Tensor>& low,
+               const std::optional<Tensor>& k_channel_scale, const std::optional<Tensor>& v_channel_scale)
+      : check_(check),
+        layers_(layers_of(check, lengths)),
+        lengths_(first(lengths, "lengths")),
+        window_starts_(first(window_starts, "window_starts")),
+        recent_(first(recent, kRecentNames, kRecentTensors)),
+        high_(first(high, kTierNames[kHighTier], kTierTensors)),
+        low_(first(low, kTierNames[kLowTier], kTierTensors)),
+        k_channel_scale_(first(k_channel_scale, "k_channel_scale")),
+        v_channel_scale_(first(v_channel_scale, "v_channel_scale")) {}
+
+  int64_t layers() const { return layers_; }
+  CacheArguments first_layer(const std::string& k_axis, const std::string& v_axis, bool rotates) const {
+    return {lengths_,         window_starts_,   recent_, high_,  low_,
+            k_channel_scale_, v_channel_scale_, k_axis,  v_axis, rotates};
+  }
+
+ private:
+  static int64_t layers_of(const Checker& check, const Tensor& lengths) {
+    check.rank(lengths, "lengths", 2);
+    return lengths.size(0);
+  }
+  Tensor first(const Tensor& tensor, const char* name) const {
+    check_.require(tensor.dim() >= 1 && tensor.size(0) == layers_ && layers_ >= 1, name,
+                   "a leading dimension of " + std::to_string(max(layers_, 1)) + " layers", core::shape_of(tensor));
+    if (!tensor.is_contiguous()) {
+      check_.fail(name, "a contiguous tensor", "strides " + core::shape_text(tensor.strides()));
+    }
+    return torch::stable::select(tensor, 0, 0);
+  }
+  std::vector<Tensor> first(const std::vector<Tensor>& tensors, const char* const* names, size_t count) const {
+    std::vector<Tensor> made;
+    for (size_t i = 0; i < tensors.size(); ++i) made.push_back(first(tensors[i], i < count ? names[i] : names[0]));
+    return made;
+  }
+  std::optional<Tensor> first(const std::optional<Tensor>& tensor, const char* name) const {
+    if (!tensor.has_value()) return std::nullopt;
+    return first(*tensor, name);
+  }
+
+  const Checker& check_;
+  int64_t layers_;
+  Tensor lengths_, window_starts_;
+  std::vector<Tensor> recent_, high_, low_;
+  std::optional<Tensor> k_channel_scale_, v_channel_scale_;
+};
+
 struct CompactArguments {
   const Tensor& nodes;
   const Tensor& accepted;

@@ -3,7 +3,7 @@
 // execution on the CPU.
 #pragma once
 
-#include "kv_cache/pages_cuda.cuh"
+#include "kv_cache/page_source_cuda.cuh"
 #include "tokcore/cuda/launch_over.h"
 #include "tokcore/cuda/scan.cuh"
 #include "tokcore/cuda/topk.cuh"
@@ -263,40 +263,6 @@ __global__ void kv_retier_copy_kernel(const __grid_constant__ RetierWork work) {
 
 // ---- writing -------------------------------------------------------------------------------------------------------
 
-// A token in the copies.
-template <class T>
-struct RetierSource {
-  const KvPages& pages;
-  KvTierName name;
-  int64_t place;
-  int within;
-  int page_size, head_dim;
-  bool keys;
-
-  TOKCORE_DEVICE T element(int channel) const {
-    return reinterpret_cast<const T*>(pages.data + place * pages.head_bytes)[within * head_dim + channel];
-  }
-  TOKCORE_DEVICE uint32_t code(int channel) const {
-    const int bits = pages.scheme.bits;
-    const CodePlace at = keys ? place_in_key_page(within, channel, head_dim, bits)
-                              : place_in_value_page(within, channel, page_size, bits);
-    return pages.data[place * pages.head_bytes + at.byte] >> at.shift & top_code(bits);
-  }
-  TOKCORE_DEVICE int64_t scale_at(int channel) const {
-    const int group = static_cast<int>(pages.scheme.group);
-    const int64_t first = place * pages.head_scales;
-    return pages.scheme.axis == QuantAxis::kToken ? first + channel / group * page_size + within
-                                                  : first + within / group * head_dim + channel;
-  }
-  // As quantized, or as it came in pages without codes.
-  TOKCORE_DEVICE float number(int channel) const {
-    if (!pages.coded) return cuda::to_float(element(channel));
-    const int64_t at = scale_at(channel);
-    const float zero = pages.zero == nullptr ? 0.0f : cuda::to_float(pages.zero[at]);
-    return cuda::value_of_code(code(channel), cuda::to_float(pages.scale[at]), zero, cuda::origin_of(pages.scheme));
-  }
-};
-
 // A block writes keys or values of a head of a page.
 template <class T>
 __global__ void kv_retier_pages_kernel(const __grid_constant__ RetierWork work) {
@@ -310,85 +276,34 @@ __global__ void kv_retier_pages_kernel(const __grid_constant__ RetierWork work) 
   const RetierRow row = work.rows[b];
   if (index >= row.all) return;
   const int page_size = static_cast<int>(cache.page_size), head_dim = static_cast<int>(cache.head_dim);
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
-  const int warps = static_cast<int>(blockDim.x) / 32;
   const RetierPlace to = retier_place(cache, b, head, index * page_size, row.new_high);
   const KvTier& tier = cache.tiers[to.name];
-  const KvPages& pages = keys ? tier.keys : tier.values;
   const int64_t first = (b * cache.num_heads + head) * work.most_tokens();
   const int32_t* positions = work.order + first + index * page_size;
   const int32_t* sources = work.sources + first;
   const auto source_of = [&](int token) {
     const RetierPlace at = retier_place(cache, b, head, sources[positions[token]], row.old_high);
-    const KvTier& from = work.copies[at.name];
-    return RetierSource<T>{keys ? from.keys : from.values, at.name, at.place, at.within, page_size, head_dim, keys};
+    const KvPages& from = keys ? work.copies[at.name].keys : work.copies[at.name].values;
+    return PageSource<T>{.name = at.name,
+                         .pages = &from,
+                         .data = from.data + at.place * from.head_bytes,
+                         .scale = from.scale + at.place * from.head_scales,
+                         .zero = from.zero == nullptr ? nullptr : from.zero + at.place * from.head_scales,
+                         .within = at.within,
+                         .page_size = page_size,
+                         .head_dim = head_dim,
+                         .keys = keys};
   };
   if (keys) {
-    for (int i = thread; i < page_size; i += static_cast<int>(blockDim.x)) {
+    for (int i = static_cast<int>(threadIdx.x); i < page_size; i += static_cast<int>(blockDim.x)) {
       set_page_position(tier, to.place * page_size + i, positions[i] + cache.num_sinks);
     }
-    if (index == 0 && head == 0 && thread == 0) {
+    if (index == 0 && head == 0 && threadIdx.x == 0) {
       cache.tiers[kHighTier].page_counts[b] = row.new_high;
       cache.tiers[kLowTier].page_counts[b] = row.all - row.new_high;
     }
   }
-
-  const cuda::RowRules rules = {channel_scale_of(cache, keys, head), cache.rotates, work.norm};
-  const cuda::PanelScratch scratch(shared, warps, head_dim);
-  uint8_t* data = pages.data + to.place * pages.head_bytes;
-  if (!pages.coded) {
-    float* buffer = scratch.rows + warp * head_dim;
-    for (int token = warp; token < page_size; token += warps) {
-      const RetierSource<T> source = source_of(token);
-      T* numbers = reinterpret_cast<T*>(data) + token * head_dim;
-      if (!source.pages.coded) {
-        for (int i = lane; i < head_dim; i += 32) numbers[i] = source.element(i);
-        continue;
-      }
-      for (int i = lane; i < head_dim; i += 32) buffer[i] = source.number(i);
-      cuda::restore_row(buffer, head_dim, rules, lane);
-      for (int i = lane; i < head_dim; i += 32) numbers[i] = cuda::from_float<T>(buffer[i]);
-      __syncwarp();
-    }
-    return;
-  }
-  const QuantScheme& scheme = pages.scheme;
-  const auto scale_at = [&](int token, int column) {
-    return to.place * pages.head_scales + scale_in_page(cache, scheme, token, column);
-  };
-  cuda::quantize_panel(
-      scratch, page_size, head_dim, scheme,
-      [&](int token, float* values) {
-        const RetierSource<T> source = source_of(token);
-        if (source.pages.coded) {  // already divided and rotated
-          __syncwarp();
-          for (int i = lane; i < head_dim; i += 32) values[i] = source.number(i);
-          __syncwarp();
-        } else {
-          cuda::prepare_row([&](int i) { return cuda::to_float(source.element(i)); }, head_dim, rules, values, lane);
-        }
-      },
-      [&](int token, int column, const cuda::GroupScale& made) {
-        const int64_t at = scale_at(token, column);
-        pages.scale[at] = made.scale;
-        if (pages.zero != nullptr) pages.zero[at] = made.zero;
-      },
-      [&](int token) { return scratch.codes + token * head_dim; },
-      [&](int token) {
-        // Tokens that stay in their tier keep codes and scales bit for bit.
-        const RetierSource<T> source = source_of(token);
-        if (scheme.axis != QuantAxis::kToken || source.name != to.name) return;
-        const int group = static_cast<int>(scheme.group);
-        for (int i = lane; i < head_dim; i += 32) {
-          scratch.codes[token * head_dim + i] = static_cast<uint8_t>(source.code(i));
-        }
-        for (int column = lane; column < head_dim / group; column += 32) {
-          const int64_t from = source.scale_at(column * group), at = scale_at(token, column);
-          pages.scale[at] = source.pages.scale[from];
-          if (pages.zero != nullptr) pages.zero[at] = source.pages.zero[from];
-        }
-      });
-  pack_page(cache, pages, keys, scratch.codes, data);
+  write_page_from<T>(cache, to.name, keys, to.place / cache.num_heads, head, work.norm, source_of, shared);
 }
 
 }  // namespace tokcore::kv_cache

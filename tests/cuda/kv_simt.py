@@ -303,6 +303,63 @@ def kv_retier(
     arrays.finish()
 
 
+class _Stacked:
+    """Arrays of all layers for what knows their first layers alone."""
+
+    def __init__(self, arrays: Arrays, stacked: Sequence[Tensor]) -> None:
+        self.arrays = arrays
+        self.first = [tensor[0] for tensor in stacked]
+        self._whole = {id(first): whole for first, whole in zip(self.first, stacked, strict=True)}
+
+    def give(self, tensor: Tensor, name: str) -> int:
+        return self.arrays.give(self._whole[id(tensor)], name)
+
+    def change(self, tensor: Tensor, name: str) -> int:
+        return self.arrays.change(self._whole[id(tensor)], name)
+
+
+def kv_compact(
+    accepted_nodes: Tensor,
+    accepted_counts: Tensor,
+    tree_parents: Tensor,
+    tree_counts: Tensor,
+    lengths: Tensor,
+    window_starts: Tensor,
+    recent: Sequence[Tensor],
+    high: Sequence[Tensor],
+    low: Sequence[Tensor],
+    k_channel_scale: Tensor | None = None,
+    v_channel_scale: Tensor | None = None,
+    *,
+    k_axis: str = "token",
+    v_axis: str = "token",
+    rotate: bool = False,
+) -> None:
+    """``tokcore::kv_compact``."""
+    arrays = Arrays()
+    scales = [scale for scale in (k_channel_scale, v_channel_scale) if scale is not None]
+    stacked = _Stacked(arrays, [lengths, window_starts, *recent, *high, *low, *scales])
+    first = iter(stacked.first)
+    parts: list[Any] = [next(first), next(first)]
+    parts += [[next(first) for _ in group] for group in (recent, high, low)]
+    parts += [None if scale is None else next(first) for scale in (k_channel_scale, v_channel_scale)]
+    changes = ("state", "recent", "tiers")
+    cache = cache_fields(stacked, *parts, k_axis, v_axis, rotate, changes)  # type: ignore[arg-type]
+    fields: dict[str, Any] = {
+        "cache": cache,
+        "num_layers": lengths.size(0),
+        "nodes": arrays.give(accepted_nodes, "accepted_nodes"),
+        "accepted": arrays.give(accepted_counts, "accepted_counts"),
+        "parents": arrays.give(tree_parents, "tree_parents"),
+        "counts": arrays.give(tree_counts, "tree_counts"),
+        "most_accepted": accepted_nodes.size(1),
+        "most_nodes": tree_parents.size(1),
+    }
+    params = simt.KvCompact(fields)
+    simt.run(params, arrays.workspace(simt.workspace(params)))
+    arrays.finish()
+
+
 def decode_attention(
     q: Tensor,
     lengths: Tensor,
@@ -405,6 +462,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "kv_dequantize": kv_dequantize,
     "kv_append": kv_append,
     "kv_retier": kv_retier,
+    "kv_compact": kv_compact,
     "decode_attention": decode_attention,
     "kv_saliency": kv_saliency,
 }

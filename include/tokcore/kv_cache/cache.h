@@ -70,28 +70,27 @@ inline void set_position_in_page(const KvTier& tier, int64_t slot, int64_t posit
   }
 }
 
-// One layer of a cache whose tensors hold all layers one after the other, from the first layer's.
-inline KvCacheParams layer_of(const KvCacheParams& first, int64_t layer) {
-  KvCacheParams made = first;
+// Moves the pointers of a cache whose tensors hold all layers one after the other from the first layer's to another's.
+// Plain code for host and device alike.
+constexpr void advance_to_layer(KvCacheParams& cache, int64_t layer) {
   auto advance = [layer](auto*& pointer, int64_t elements) {
     if (pointer != nullptr) pointer += layer * elements;
   };
-  const int64_t row_bytes = first.head_dim * static_cast<int64_t>(size_of(first.dtype));
-  const int64_t rows = first.num_sequences * first.num_heads;
-  auto advance_rows = [&](void*& pointer, int64_t slots) {
-    pointer = static_cast<char*>(pointer) + layer * rows * slots * row_bytes;
+  auto advance_bytes = [layer](auto*& pointer, int64_t bytes) {
+    if (pointer != nullptr) pointer = reinterpret_cast<char*>(pointer) + layer * bytes;
   };
-  advance_rows(made.window_k, first.window_size);
-  advance_rows(made.window_v, first.window_size);
-  advance_rows(made.sink_k, first.num_sinks);
-  advance_rows(made.sink_v, first.num_sinks);
-  advance(made.lengths, first.num_sequences);
-  advance(made.window_starts, first.num_sequences);
-  advance(made.k_channel_scale, first.num_heads * first.head_dim);
-  advance(made.v_channel_scale, first.num_heads * first.head_dim);
-  for (const KvTierName name : kTiers) {
-    KvTier& tier = made.tiers[name];
-    const int64_t places = tier.num_pages * first.num_heads;
+  const int64_t row_bytes = cache.head_dim * static_cast<int64_t>(size_of(cache.dtype));
+  const int64_t rows = cache.num_sequences * cache.num_heads;
+  advance_bytes(cache.window_k, rows * cache.window_size * row_bytes);
+  advance_bytes(cache.window_v, rows * cache.window_size * row_bytes);
+  advance_bytes(cache.sink_k, rows * cache.num_sinks * row_bytes);
+  advance_bytes(cache.sink_v, rows * cache.num_sinks * row_bytes);
+  advance(cache.lengths, cache.num_sequences);
+  advance(cache.window_starts, cache.num_sequences);
+  advance(cache.k_channel_scale, cache.num_heads * cache.head_dim);
+  advance(cache.v_channel_scale, cache.num_heads * cache.head_dim);
+  for (KvTier& tier : cache.tiers) {
+    const int64_t places = tier.num_pages * cache.num_heads;
     auto advance_pages = [&](KvPages& pages) {
       advance(pages.data, places * pages.head_bytes);
       advance(pages.scale, places * pages.head_scales);
@@ -99,13 +98,16 @@ inline KvCacheParams layer_of(const KvCacheParams& first, int64_t layer) {
     };
     advance_pages(tier.keys);
     advance_pages(tier.values);
-    advance(tier.page_table, first.num_sequences * tier.table_width);
-    advance(tier.page_counts, first.num_sequences);
-    if (tier.positions != nullptr) {
-      const int64_t bytes = tier.wide_positions ? 4 : 2;
-      tier.positions = static_cast<char*>(tier.positions) + layer * places * first.page_size * bytes;
-    }
+    advance(tier.page_table, cache.num_sequences * tier.table_width);
+    advance(tier.page_counts, cache.num_sequences);
+    advance_bytes(tier.positions, places * cache.page_size * (tier.wide_positions ? 4 : 2));
   }
+}
+
+// One layer of a cache whose tensors hold all layers one after the other, from the first layer's.
+inline KvCacheParams layer_of(const KvCacheParams& first, int64_t layer) {
+  KvCacheParams made = first;
+  advance_to_layer(made, layer);
   return made;
 }
 

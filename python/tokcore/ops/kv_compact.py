@@ -114,7 +114,8 @@ def kv_compact(cache: QuantizedKVCache, verdict: Verdict, tree: TokenTree) -> No
         TypeError: a wrong type. ValueError: a verdict that is no path from the root of the tree (the text names node
             and sequence), more nodes than tokens, nodes in pages that were sorted by :func:`tokcore.kv_retier` or are
             shared by :meth:`QuantizedKVCache.fork` since, or dropped ones (a cache without tiers and with a residual
-            below their number). Nothing is written then.
+            below their number). Nothing is written then. On CUDA wrong values are not raised for, which would wait for
+            the GPU, but refused: nothing changes in any layer or sequence.
 
     Reads and writes 2·layers·Hkv·D numbers an accepted node that moves. Bitwise repeatable whatever the thread count.
     """
