@@ -54,6 +54,7 @@ class BlockScores {
     packed_keys_ = arena.take<Operand>(key_elements_);
     spaces_ = arena.take<WorkSpace<Operand>>(threads_.count);
     for (int i = 0; i < threads_.count; ++i) {
+      arena.separate_threads();
       WorkSpace<Operand> space;
       space.queries = arena.take<Operand>(head_steps_ * kTileCells);
       space.tiles = arena.take<float>(kBlock * kScoreStride);

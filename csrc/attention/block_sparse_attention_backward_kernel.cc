@@ -74,6 +74,7 @@ class Sweep {
     walked_ = arena.take<OtherSide<Engine, T>>(heads);
     gradients_ = arena.take<Gradient*>(threads_.count);
     for (int i = 0; i < threads_.count; ++i) {
+      arena.separate_threads();
       Gradient* place = arena.take<Gradient>(1);
       if (place == nullptr) {
         Gradient measured(params_, arena);

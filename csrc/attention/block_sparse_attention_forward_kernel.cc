@@ -56,6 +56,7 @@ class Forward {
     tiles_ = arena.take<KeyValueTiles<Engine, T>>(pairs_at_once_);
     pipelines_ = arena.take<Pipeline*>(threads_.count);
     for (int i = 0; i < threads_.count; ++i) {
+      arena.separate_threads();
       Pipeline* place = arena.take<Pipeline>(1);
       if (place == nullptr) {
         Pipeline measured(params_, arena);

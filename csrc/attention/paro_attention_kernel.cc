@@ -286,6 +286,7 @@ class Attention {
     kept_ = place<KeptBlocks>(arena, params_);
     pipelines_ = arena.take<Pipeline*>(threads_.count);
     for (int i = 0; i < threads_.count; ++i) {
+      arena.separate_threads();
       Pipeline* pipeline = place<Pipeline>(arena, params_);
       if (pipelines_ != nullptr) pipelines_[i] = pipeline;
     }

@@ -136,9 +136,8 @@ class Prepare {
       inverses_ = arena.take<float>(pairs_ * shape_.value_dim());
     }
     orders_ = arena.take<int32_t>(kParoOrders * shape_.length);
-    blocks_ = arena.take<float>(threads_.count * block_elements());
+    blocks_ = arena.take_per_thread<float>(threads_.count, kParoGroup * width);
   }
-  int64_t block_elements() const { return kParoGroup * shape_.code_dim(); }
 
   // The tokens of every position under the code of a head, unless an earlier head has it.
   void list_order(int64_t head) {
@@ -158,7 +157,7 @@ class Prepare {
   void survey(int64_t item, int worker) {
     const int64_t pair = item / chunks_, chunk = item % chunks_, width = shape_.code_dim();
     const int64_t batch = pair / shape_.num_kv_heads, head = pair % shape_.num_kv_heads;
-    float* block = blocks_ + worker * block_elements();
+    float* block = blocks_[worker];
     constexpr int kVectors = MostOf64::kVectors;
     if (sums_ != nullptr) {
       load_block(params_.k, batch, head, nullptr, chunk, true, block);
@@ -249,7 +248,7 @@ class Prepare {
     const int64_t D = shape_.head_dim, width = shape_.code_dim();
     const int64_t batch = head_of_batch / shape_.num_heads, head = head_of_batch % shape_.num_heads;
     const int64_t kv_head = head / shape_.group_size();
-    float* block = blocks_ + worker * block_elements();
+    float* block = blocks_[worker];
     load_block(params_.q, batch, head, order_of(kv_head), chunk, true, block);
     if (params_.mean_score != nullptr) {
       const float* mean = mean_of(batch * shape_.num_kv_heads + kv_head);
@@ -308,7 +307,7 @@ class Prepare {
 
   void make_keys(int64_t pair, int64_t chunk, int worker) {
     const int64_t batch = pair / shape_.num_kv_heads, head = pair % shape_.num_kv_heads;
-    float* block = blocks_ + worker * block_elements();
+    float* block = blocks_[worker];
     load_block(params_.k, batch, head, order_of(head), chunk, true, block);
     const uint32_t most = smooth_rows(mean_of(pair), kept_of(chunk), block);
     float inverse = 0.0f;
@@ -343,7 +342,7 @@ class Prepare {
   void make_values(int64_t pair, int64_t chunk, int worker) {
     const int64_t width = shape_.code_dim();
     const int64_t batch = pair / shape_.num_kv_heads, head = pair % shape_.num_kv_heads;
-    float* block = blocks_ + worker * block_elements();
+    float* block = blocks_[worker];
     load_block(params_.v, batch, head, order_of(head), chunk, false, block);
     const int64_t block_bytes = shape_.value_block_bytes(params_.pv);
     uint8_t* to = static_cast<uint8_t*>(params_.v_codes) + (pair * chunks_ + chunk) * block_bytes;
@@ -443,13 +442,13 @@ class Prepare {
   const ParoPrepareParams& params_;
   const Threads& threads_;
   const ParoShape& shape_;
-  int64_t chunks_;             // of 64 tokens or positions
-  int64_t pairs_;              // (batch, key head)
-  float* sums_ = nullptr;      // [pairs][chunks][Dq]
-  uint32_t* mosts_ = nullptr;  // [pairs][chunks][Dq]
-  float* inverses_ = nullptr;  // [pairs][Dv] of the values' scales
-  int32_t* orders_ = nullptr;  // [6][N] token of every position, for the codes in use
-  float* blocks_ = nullptr;    // [threads][64][Dq]
+  int64_t chunks_;                // of 64 tokens or positions
+  int64_t pairs_;                 // (batch, key head)
+  float* sums_ = nullptr;         // [pairs][chunks][Dq]
+  uint32_t* mosts_ = nullptr;     // [pairs][chunks][Dq]
+  float* inverses_ = nullptr;     // [pairs][Dv] of the values' scales
+  int32_t* orders_ = nullptr;     // [6][N] token of every position, for the codes in use
+  PiecePerThread<float> blocks_;  // [64][Dq]
 };
 
 }  // namespace

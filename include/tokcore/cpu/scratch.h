@@ -6,6 +6,14 @@
 
 namespace tokcore::cpu {
 
+// A piece of scratch for each thread.
+template <class T>
+struct PiecePerThread {
+  char* first = nullptr;
+  int64_t stride = 0;  // bytes
+  T* operator[](int worker) const { return reinterpret_cast<T*>(first + worker * stride); }
+};
+
 // Hands out 64-byte aligned pieces of one block. Without a block it only counts what would be needed.
 class Arena {
  public:
@@ -17,10 +25,28 @@ class Arena {
     used_ += (static_cast<size_t>(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
     return piece;
   }
+  // To be called before the part of each thread. Processors fetch ahead of what a thread reads, up to the end of the
+  // page: a thread that streams to the end of its part would keep taking the first lines of the next part from the
+  // thread that writes there.
+  void separate_threads() { used_ = (used_ + kPage - 1) / kPage * kPage + kPage; }
+  // `count` elements for each of `threads` threads.
+  template <class T>
+  PiecePerThread<T> take_per_thread(int threads, int64_t count) {
+    PiecePerThread<T> pieces;
+    for (int i = 0; i < threads; ++i) {
+      separate_threads();
+      char* piece = reinterpret_cast<char*>(take<T>(count));
+      if (i == 0) pieces.first = piece;
+      if (i == 1) pieces.stride = piece - pieces.first;
+    }
+    separate_threads();
+    return pieces;
+  }
   size_t used() const { return used_; }
 
  private:
   static constexpr size_t kAlignment = 64;
+  static constexpr size_t kPage = 4096;
   char* base_;
   size_t used_ = 0;
 };
