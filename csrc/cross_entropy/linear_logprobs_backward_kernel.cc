@@ -46,6 +46,7 @@ class Backward {
     spaces_ = arena.take<VocabBlockSpace<Engine, T>>(threads_.count);
     VocabBlockSpace<Engine, T> unplaced;
     for (int worker = 0; worker < threads_.count; ++worker) {
+      arena.separate_threads();
       VocabBlockSpace<Engine, T>& space = spaces_ != nullptr ? spaces_[worker] : unplaced;
       space.plan(arena, params_, shared_);
     }

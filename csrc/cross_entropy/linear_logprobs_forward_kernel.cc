@@ -224,13 +224,13 @@ class Forward {
 
  private:
   void plan(Arena& arena) {
-    const int64_t workers = threads_.count;
     panels_ = arena.take<Operand>(min(kSuperblock, round_up(params_.num_active, kBlock)) * padded_size_);
     partials_ = arena.take<float>(num_vocab_blocks_ * PartialStatistics::kCount * kSuperblock);
     tile_maxima_ = arena.take<uint16_t>(filters_ ? num_vocab_tiles_ * kSuperblock : 0);
-    tiles_ = arena.take<float>(workers * TileGroups::kElements);
-    vocab_rows_ = arena.take<Operand>(workers * VocabRows<Engine, T>::elements(rows_at_once_, params_.hidden_size));
-    top_keys_ = arena.take<RankKey>(workers * kSuperblock * params_.topk);
+    tiles_ = arena.take_per_thread<float>(threads_.count, TileGroups::kElements);
+    vocab_rows_ = arena.take_per_thread<Operand>(threads_.count,
+                                                 VocabRows<Engine, T>::elements(rows_at_once_, params_.hidden_size));
+    top_keys_ = arena.take<RankKey>(threads_.count * kSuperblock * params_.topk);
     top_thresholds_ = arena.take<float>(params_.topk > 0 ? kSuperblock : 0);
     buckets_.plan(arena, params_);
   }
@@ -267,9 +267,8 @@ class Forward {
       statistics.maximum[i] = -kFarthest;
       statistics.sum[i] = statistics.weighted[i] = statistics.logit_sum[i] = 0.0f;
     }
-    const TileGroups groups = {tiles_ + worker * TileGroups::kElements};
-    const VocabRows<Engine, T> rows(
-        vocab_rows_ + worker * VocabRows<Engine, T>::elements(rows_at_once_, params_.hidden_size), params_.hidden_size);
+    const TileGroups groups = {tiles_[worker]};
+    const VocabRows<Engine, T> rows(vocab_rows_[worker], params_.hidden_size);
     const int num_steps = static_cast<int>(padded_size_ / kBlock);
     TileStatistics work(params_);
     int parity = 0;
@@ -425,13 +424,13 @@ class Forward {
   const Threads& threads_;
   int64_t padded_size_, rows_at_once_, num_vocab_blocks_, num_vocab_tiles_;
   bool filters_;
-  Operand* panels_ = nullptr;        // [panels][padded_size, 32] packed rows of e
-  float* partials_ = nullptr;        // [vocab blocks][kCount][kSuperblock]
-  uint16_t* tile_maxima_ = nullptr;  // [vocab tiles][kSuperblock] upper halves of fp32, rounded up
-  float* tiles_ = nullptr;           // [workers][2 groups][kGroup][32, 32]
-  Operand* vocab_rows_ = nullptr;    // [workers][rows_at_once, row stride]
-  RankKey* top_keys_ = nullptr;      // [workers][kSuperblock, topk]
-  float* top_thresholds_ = nullptr;  // [kSuperblock]
+  Operand* panels_ = nullptr;           // [panels][padded_size, 32] packed rows of e
+  float* partials_ = nullptr;           // [vocab blocks][kCount][kSuperblock]
+  uint16_t* tile_maxima_ = nullptr;     // [vocab tiles][kSuperblock] upper halves of fp32, rounded up
+  PiecePerThread<float> tiles_;         // [2 groups][kGroup][32, 32]
+  PiecePerThread<Operand> vocab_rows_;  // [rows_at_once, row stride]
+  RankKey* top_keys_ = nullptr;         // [workers][kSuperblock, topk]
+  float* top_thresholds_ = nullptr;     // [kSuperblock]
   IndexBuckets buckets_;
 };
 

@@ -59,8 +59,8 @@ class Saliency {
   void plan(Arena& arena) {
     rows_ = arena.take<Operand>(num_items_ * row_blocks_ * kBlock * stride_);
     lse_ = arena.take<float>(num_items_ * row_blocks_ * kBlock);
-    panels_ = arena.take<Operand>(threads_.count * panel_size_);
-    tiles_ = arena.take<float>(threads_.count * kBlock * kBlock);
+    panels_ = arena.take_per_thread<Operand>(threads_.count, panel_size_);
+    tiles_ = arena.take_per_thread<float>(threads_.count, kBlock * kBlock);
   }
 
   // ---- rows: probe r / G, head r % G of the group ------------------------------------------------------------------
@@ -148,8 +148,8 @@ class Saliency {
 
   void find_lse(int64_t item, int64_t first_block, int worker) const {
     const int64_t end_block = min(first_block + kRowBlocksAtOnce, row_blocks_);
-    Operand* panel = panels_ + worker * panel_size_;
-    float* tile = tiles_ + worker * kBlock * kBlock;
+    Operand* panel = panels_[worker];
+    float* tile = tiles_[worker];
     RowSoftmax states[kRowBlocksAtOnce * kBlock];
     const int64_t columns = ceil_div(last_position(item, first_block, end_block) + 1, kBlock);
     for (int64_t column = 0; column < columns; ++column) {
@@ -169,8 +169,8 @@ class Saliency {
   }
 
   void reduce_columns(int64_t item, int64_t column, int worker) const {
-    Operand* panel = panels_ + worker * panel_size_;
-    float* tile = tiles_ + worker * kBlock * kBlock;
+    Operand* panel = panels_[worker];
+    float* tile = tiles_[worker];
     float totals[kBlock] = {}, noise[kBlock];
     int64_t counts[kBlock] = {};
     make_noise(item, column, noise);
@@ -215,10 +215,10 @@ class Saliency {
   const KvSaliencyParams& p_;
   const Threads& threads_;
   int64_t group_size_, num_rows_, row_blocks_, column_blocks_, num_items_, stride_, panel_size_;
-  Operand* rows_ = nullptr;    // [items][row blocks][32, stride]
-  float* lse_ = nullptr;       // [items][row blocks * 32]
-  Operand* panels_ = nullptr;  // [workers][panel]
-  float* tiles_ = nullptr;     // [workers][32, 32]
+  Operand* rows_ = nullptr;  // [items][row blocks][32, stride]
+  float* lse_ = nullptr;     // [items][row blocks * 32]
+  PiecePerThread<Operand> panels_;
+  PiecePerThread<float> tiles_;  // [32, 32]
 };
 
 }  // namespace
