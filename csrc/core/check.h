@@ -10,6 +10,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "tokcore/common/dtype.h"
@@ -61,7 +62,7 @@ std::string shape_text(const Sizes& sizes) {
 inline std::string shape_of(const Tensor& tensor) { return shape_text(tensor.sizes()); }
 
 // The checks of one op; each throws std::runtime_error, which Python sees as RuntimeError. Texts are made on failure
-// only: ops that take many tensors are called for microseconds of work.
+// only: ops that take many tensors are called for microseconds of work. What takes time to say is said by a function.
 class Checker {
  public:
   explicit Checker(const char* op) : op_(op) {}
@@ -73,7 +74,8 @@ class Checker {
   template <class Expected, class Got>
   [[noreturn]] void fail(const char* argument, const Expected& expected, const Got& got) const {
     std::ostringstream text;
-    text << "tokcore." << op_ << ": argument '" << argument << "': expected " << expected << ", got " << got;
+    text << "tokcore." << op_ << ": argument '" << argument << "': expected " << said(expected) << ", got "
+         << said(got);
     throw std::runtime_error(text.str());
   }
 
@@ -103,6 +105,15 @@ class Checker {
   }
 
  private:
+  template <class Text>
+  static decltype(auto) said(const Text& text) {
+    if constexpr (std::is_invocable_v<Text>) {
+      return text();
+    } else {
+      return (text);
+    }
+  }
+
   const char* op_;
 };
 

@@ -106,8 +106,10 @@ class CacheChecker {
       auto text = [&](int tensor) { return name_of(static_cast<KvTierName>(name), tensor); };
       for (const int tensor : {kKPages, kVPages}) {
         const ScalarType got = tier[tensor].scalar_type();
-        check_.require(got == dtype || got == ScalarType::Byte, text(tensor),
-                       "dtype uint8 or " + core::dtype_name(dtype) + " of recent.window_k", core::dtype_name(got));
+        check_.require(
+            got == dtype || got == ScalarType::Byte, text(tensor),
+            [&] { return "dtype uint8 or " + core::dtype_name(dtype) + " of recent.window_k"; },
+            [&] { return core::dtype_name(got); });
       }
       for (int tensor = kKScale; tensor <= kVZero; ++tensor) {
         check_.dtype(tier[tensor], text(tensor), ScalarType::BFloat16);
@@ -116,7 +118,7 @@ class CacheChecker {
       check_.dtype(tier[kPageCounts], text(kPageCounts), ScalarType::Int);
       const ScalarType positions = tier[kPositions].scalar_type();
       check_.require(positions == ScalarType::Int || positions == ScalarType::UInt16, text(kPositions),
-                     "dtype int32 or uint16", core::dtype_name(positions));
+                     "dtype int32 or uint16", [&] { return core::dtype_name(positions); });
     }
     if (a_.k_channel_scale.has_value()) check_.dtype(*a_.k_channel_scale, "k_channel_scale", ScalarType::Float);
     if (a_.v_channel_scale.has_value()) check_.dtype(*a_.v_channel_scale, "v_channel_scale", ScalarType::Float);
@@ -177,8 +179,9 @@ class CacheChecker {
     const int64_t num_pages = k_pages.size(0), page_size = k_pages.size(2);
     const bool known = page_size == 16 || page_size == 32 || page_size == 64 || page_size == 128;
     check_.require(known, name_of(name, kKPages), "a page size of 16, 32, 64 or 128", page_size);
-    check_.require(params_.page_size == 0 || params_.page_size == page_size, name_of(name, kKPages),
-                   "page size " + std::to_string(params_.page_size) + " of high.k_pages", page_size);
+    check_.require(
+        params_.page_size == 0 || params_.page_size == page_size, name_of(name, kKPages),
+        [&] { return "page size " + std::to_string(params_.page_size) + " of high.k_pages"; }, page_size);
     params_.page_size = page_size;
     check_.rank(tier[kPageTable], name_of(name, kPageTable), 2);
     const int64_t B = params_.num_sequences, width = tier[kPageTable].size(1);
@@ -193,10 +196,13 @@ class CacheChecker {
     made.table_width = width;
     made.keys = check_pages(name, kKPages, num_pages, a_.k_axis);
     made.values = check_pages(name, kVPages, num_pages, a_.v_axis);
-    check_.require(made.keys.coded == made.values.coded, name_of(name, kVPages),
-                   std::string("dtype ") + (made.keys.coded ? "uint8" : "of the window") + " as " +
-                       name_of(name, kKPages) + " (codes for both or for none)",
-                   core::dtype_name(tier[kVPages].scalar_type()));
+    check_.require(
+        made.keys.coded == made.values.coded, name_of(name, kVPages),
+        [&] {
+          return std::string("dtype ") + (made.keys.coded ? "uint8" : "of the window") + " as " +
+                 name_of(name, kKPages) + " (codes for both or for none)";
+        },
+        [&] { return core::dtype_name(tier[kVPages].scalar_type()); });
   }
 
   KvPages check_pages(KvTierName name, int which, int64_t num_pages, const std::string& axis) const {
@@ -216,8 +222,9 @@ class CacheChecker {
     }
     const int64_t row_bytes = pages.size(3);
     const bool known = row_bytes == D || row_bytes * 2 == D || row_bytes * 4 == D;
-    check_.require(known, name_of(name, which),
-                   "D * bits / 8 bytes a row with bits 8, 4 or 2 and D = " + std::to_string(D), row_bytes);
+    check_.require(
+        known, name_of(name, which),
+        [&] { return "D * bits / 8 bytes a row with bits 8, 4 or 2 and D = " + std::to_string(D); }, row_bytes);
     contiguous_shape(pages, name_of(name, which), {num_pages, H, page_size, row_bytes}, "[P, Hkv, page size, bytes]");
     made.scheme.bits = static_cast<int>(row_bytes * 8 / D);
     made.scheme.axis = axis == "token" ? QuantAxis::kToken : QuantAxis::kChannel;
@@ -227,10 +234,13 @@ class CacheChecker {
     const bool by_token = made.scheme.axis == QuantAxis::kToken;
     const int64_t groups = scale.size(2), extent = by_token ? D : page_size;
     const bool divides = groups >= 1 && extent % groups == 0 && group_is_supported(extent / groups, extent);
-    check_.require(divides, scale_name,
-                   by_token ? "groups of 16, 32, 64, 128 or D = " + std::to_string(D) + " channels"
-                            : "groups of 16, 32, 64 or 128 tokens of a page",
-                   core::shape_of(scale));
+    check_.require(
+        divides, scale_name,
+        [&] {
+          return by_token ? "groups of 16, 32, 64, 128 or D = " + std::to_string(D) + " channels"
+                          : "groups of 16, 32, 64 or 128 tokens of a page";
+        },
+        [&] { return core::shape_of(scale); });
     made.scheme.group = extent / groups;
     const std::vector<int64_t> shape = {num_pages, H, groups, by_token ? page_size : D};
     contiguous_shape(scale, scale_name, shape,
@@ -248,7 +258,7 @@ class CacheChecker {
   void check_options() const {
     if (!a_.rotates) return;
     check_.require(is_power_of_two(params_.head_dim), "rotate", "False unless D is a power of two",
-                   "D = " + std::to_string(params_.head_dim));
+                   [&] { return "D = " + std::to_string(params_.head_dim); });
   }
 
   void fill() {

@@ -63,8 +63,9 @@ inline void check_decode(const Checker& check, const Tensor& q, const CacheCheck
   check.rank(q, "q", 4);
   const int64_t heads = q.size(2);
   check.shape(q, "q", {params.num_sequences, q.size(1), heads, params.head_dim}, "[B, M, H, D], B and D of the cache");
-  check.require(params.num_heads > 0 && heads % params.num_heads == 0 && heads > 0, "q",
-                "H a positive multiple of " + std::to_string(params.num_heads) + " (Hkv)", heads);
+  check.require(
+      params.num_heads > 0 && heads % params.num_heads == 0 && heads > 0, "q",
+      [&] { return "H a positive multiple of " + std::to_string(params.num_heads) + " (Hkv)"; }, heads);
   check.require(std::isfinite(scale), "scale", "a finite value", scale);
   if (softcap.has_value()) {
     check.require(*softcap > 0.0 && std::isfinite(*softcap), "softcap", "a finite value > 0 or None", *softcap);

@@ -17,8 +17,9 @@ struct AppendArguments {
 
 inline void check_append_tensors(const Checker& check, const AppendArguments& a, const Tensor& window) {
   const ScalarType dtype = window.scalar_type();
-  check.require(a.k.scalar_type() == dtype, "k", "dtype " + core::dtype_name(dtype) + " of recent.window_k",
-                core::dtype_name(a.k.scalar_type()));
+  check.require(
+      a.k.scalar_type() == dtype, "k", [&] { return "dtype " + core::dtype_name(dtype) + " of recent.window_k"; },
+      [&] { return core::dtype_name(a.k.scalar_type()); });
   check.dtype(a.v, "v", dtype);
   check.dtype(a.slot_mapping, "slot_mapping", ScalarType::Long);
   check.same_device(a.k, "k", window, "recent.window_k");
@@ -30,8 +31,10 @@ inline void check_append_tensors(const Checker& check, const AppendArguments& a,
   check.shape(a.slot_mapping, "slot_mapping", {a.k.size(0)}, "T of k");
   const bool known = a.page_size == 16 || a.page_size == 32 || a.page_size == 64 || a.page_size == 128;
   check.require(known, "page_size", "16, 32, 64 or 128", a.page_size);
-  check.require(a.residual >= 0 && a.residual + a.page_size <= window.size(2), "residual",
-                "a value in [0, " + std::to_string(window.size(2) - a.page_size) + "] (W - page_size)", a.residual);
+  check.require(
+      a.residual >= 0 && a.residual + a.page_size <= window.size(2), "residual",
+      [&] { return "a value in [0, " + std::to_string(window.size(2) - a.page_size) + "] (W - page_size)"; },
+      a.residual);
   check.require(a.capacity >= 1 && a.capacity <= kMostTokens, "capacity", "a value in [1, 1073741824]", a.capacity);
   check.unit_last_stride(a.k, "k");
   check.unit_last_stride(a.v, "v");
@@ -72,17 +75,25 @@ class AppendPlan {
     for (int64_t token = 0; token < a_.k.size(0); ++token) {
       const int64_t slot = slots[token];
       if (slot == -1) continue;
-      check_.require(slot >= 0 && slot < num_slots, "slot_mapping",
-                     "-1 or a value in [0, " + std::to_string(num_slots) + ") (B * capacity)", at(slot, token));
+      const auto got = [&] { return at(slot, token); };
+      check_.require(
+          slot >= 0 && slot < num_slots, "slot_mapping",
+          [&] { return "-1 or a value in [0, " + std::to_string(num_slots) + ") (B * capacity)"; }, got);
       const int64_t b = slot / a_.capacity;
       const int64_t next = params_.lengths[b] + static_cast<int64_t>(tokens_[b].size());
       check_.require(
           next < a_.capacity, "slot_mapping",
-          "room for another token in sequence " + std::to_string(b) + " (capacity " + std::to_string(a_.capacity) + ")",
-          at(slot, token));
-      check_.require(slot % a_.capacity == next, "slot_mapping",
-                     std::to_string(b * a_.capacity + next) + " (the next slot of sequence " + std::to_string(b) + ")",
-                     at(slot, token));
+          [&] {
+            return "room for another token in sequence " + std::to_string(b) + " (capacity " +
+                   std::to_string(a_.capacity) + ")";
+          },
+          got);
+      check_.require(
+          slot % a_.capacity == next, "slot_mapping",
+          [&] {
+            return std::to_string(b * a_.capacity + next) + " (the next slot of sequence " + std::to_string(b) + ")";
+          },
+          got);
       tokens_[b].push_back(token);
     }
   }
@@ -109,9 +120,12 @@ class AppendPlan {
         cache_.check_page(static_cast<KvTierName>(name), b, row.first_page[name] + i);
       }
     }
-    check_.require(rest == 0 || !has_tiers, "slot_mapping",
-                   "pages for " + std::to_string(leaving * a_.page_size) + " tokens in sequence " + std::to_string(b),
-                   "page tables with room for " + std::to_string((leaving - rest) * a_.page_size));
+    check_.require(
+        rest == 0 || !has_tiers, "slot_mapping",
+        [&] {
+          return "pages for " + std::to_string(leaving * a_.page_size) + " tokens in sequence " + std::to_string(b);
+        },
+        [&] { return "page tables with room for " + std::to_string((leaving - rest) * a_.page_size); });
     rows_.push_back(row);
   }
 
@@ -127,7 +141,7 @@ class AppendPlan {
         const int64_t page = tier.page_table[b * tier.table_width + i];
         check_.require(!must_be_free || !used[page], name == kHighTier ? "high.page_table" : "low.page_table",
                        "a page of its own for every new page",
-                       std::to_string(page) + " twice, in sequence " + std::to_string(b));
+                       [&] { return std::to_string(page) + " twice, in sequence " + std::to_string(b); });
         used[page] = true;
       }
     };

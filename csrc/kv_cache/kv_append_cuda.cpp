@@ -21,7 +21,9 @@ void kv_append(const Tensor& k, const Tensor& v, const Tensor& slot_mapping, con
   const AppendArguments a{k, v, slot_mapping, capacity, residual, page_size};
   check_append_tensors(check, a, cache.window());
   const int64_t found = cache.params().page_size;
-  check.require(found == 0 || found == page_size, "page_size", std::to_string(found) + " of the tiers", page_size);
+  check.require(
+      found == 0 || found == page_size, "page_size", [&] { return std::to_string(found) + " of the tiers"; },
+      page_size);
   check_cache_is_aligned(check, tensors);
   check.require(k.size(0) <= kMostTokens, "k", "T <= 1073741824 on CUDA", k.size(0));
   if (k.size(0) == 0 || cache.params().num_sequences == 0) return;

@@ -73,7 +73,10 @@ class Append {
   // New tokens into sinks and window; those that went straight into pages are left out.
   void write_recent() const {
     const size_t row_bytes = static_cast<size_t>(cache_.head_dim) * sizeof(T);
-    for_each_item(threads_, p_.num_rows * cache_.num_heads, [&](int64_t item, int) {
+    int64_t tokens = 0;
+    for (int64_t i = 0; i < p_.num_rows; ++i) tokens += p_.rows[i].new_length - p_.rows[i].old_length;
+    const bool is_little = 2 * tokens * cache_.num_heads * static_cast<int64_t>(row_bytes) < kBytesForThreads;
+    for_each_item(is_little ? this_thread() : threads_, p_.num_rows * cache_.num_heads, [&](int64_t item, int) {
       const KvAppendRow& row = p_.rows[item / cache_.num_heads];
       const int64_t head = item % cache_.num_heads;
       const int64_t sinks = min(row.new_length, cache_.num_sinks);
@@ -92,6 +95,8 @@ class Append {
       }
     });
   }
+
+  static constexpr int64_t kBytesForThreads = 64 << 10;  // copied within the time that waking a thread takes
 
   const KvAppendParams& p_;
   const KvCacheParams& cache_;

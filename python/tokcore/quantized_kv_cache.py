@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,6 +21,9 @@ PAGE_SIZES = (16, 32, 64, 128)
 _CODES = {"int8": 8, "int4": 4, "int2": 2}
 _NUMBERS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CLASS = "QuantizedKVCache"
+_require_append = checks.wrapper_require(f"{_CLASS}.append")
+
+Operands = tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -58,11 +63,30 @@ class Layer:
     k_channel_scale: Tensor | None  # float32 [Hkv, D]
     v_channel_scale: Tensor | None
 
-    def operands(self) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor | None, Tensor | None]:
-        """In the operators' order."""
+    def operands(self) -> Operands:
+        """In the operators' order; made once."""
+        return self._operands
+
+    @cached_property
+    def _operands(self) -> Operands:
         recent = [self.window_k, self.window_v, self.sink_k, self.sink_v]
         high, low = ([] if tier is None else tier.tensors() for tier in (self.high, self.low))
         return self.lengths, self.window_starts, recent, high, low, self.k_channel_scale, self.v_channel_scale
+
+
+class _Slots:
+    """A slot mapping of one token a sequence on the CPU, kept: making a tensor takes longer than appending a token."""
+
+    def __init__(self, batch: int) -> None:
+        self._values = array("q", [-1]) * batch
+        self.tensor = torch.frombuffer(self._values, dtype=torch.int64)
+
+    def __reduce__(self) -> tuple[type[_Slots], tuple[int]]:
+        return _Slots, (len(self._values),)  # a copy has memory of its own
+
+    def set(self, values: Sequence[int]) -> Tensor:
+        self._values[:] = array("q", values)
+        return self.tensor
 
 
 class QuantizedKVCache:
@@ -166,6 +190,7 @@ class QuantizedKVCache:
         }
         self._lengths = self._zeros((layers, batch))
         self._window_starts = self._zeros((layers, batch)) + sinks
+        self._slots = [_Slots(batch) for _ in range(layers)]
         self._owners: dict[int, set[int]] = {}  # of sequences that share pages, those they come from
         self._own_tables: dict[int, dict[str, Tensor]] = {}  # and the pages they had, by tier
         self._channel_scales: dict[str, Tensor | None] = {"k": None, "v": None}
@@ -190,6 +215,7 @@ class QuantizedKVCache:
     def nbytes(self) -> int:
         """Bytes of all tensors that the cache holds."""
         tensors = [*self._recent.values(), self._lengths, self._window_starts, *self._channel_scales.values()]
+        tensors += [slots.tensor for slots in self._slots]
         for tier in self._tiers.values():
             tensors += [] if tier is None else tier.tensors()
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
@@ -219,9 +245,7 @@ class QuantizedKVCache:
             v_channel_scale=scales["v"],
         )
 
-    def stacked_operands(
-        self,
-    ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor | None, Tensor | None]:
+    def stacked_operands(self) -> Operands:
         """All layers at once, in the operators' order: the tensors of :meth:`layer` with a leading dimension."""
         recent = [self._recent[name] for name in ("window_k", "window_v", "sink_k", "sink_v")]
         tiers = [[] if tier is None else tier.tensors() for tier in (self._tiers["high"], self._tiers["low"])]
@@ -233,27 +257,17 @@ class QuantizedKVCache:
 
         A failed append leaves the cache as it was.
         """
-        require = checks.wrapper_require(f"{_CLASS}.append")
-        for name, value in {"k": k, "v": v}.items():
-            checks._tensor(require, name, value)
-            checks._rank(require, name, value, 4)
-        T = k.size(1)
-        shape = (self.batch, T, self.kv_heads, self.head_dim)
-        for name, value in {"k": k, "v": v}.items():
-            checks._shape(require, name, value, shape, "[B, T, Hkv, D] of the cache")
-            checks._dtype(require, name, value, (self.dtype,), " of the cache")
-            device = value.device
-            same = device == self.device
-            require(same, name, lambda: f"device {self.device} of the cache", lambda device=device: f"{device}")  # type: ignore[misc]
-        state = self.layer(layer)
-        new = self._new_lengths(require, lengths, T)
+        if not self._takes(k, v):
+            self._check_new_tokens(k, v)
+        state, T = self.layer(layer), k.size(1)
+        new = [T] * self.batch if lengths is None else self._new_lengths(lengths, T)
         before = state.lengths.tolist()
-        most = max(have + more for have, more in zip(before, new, strict=True))
-        fits = most <= self.capacity
-        require(fits, "k", lambda: f"at most {self.capacity} tokens a sequence (capacity)", lambda: f"{most}")
+        most = max(map(int.__add__, before, new))
+        if most > self.capacity:
+            room = f"at most {self.capacity} tokens a sequence (capacity)"
+            _require_append(False, "k", lambda: room, lambda: f"{most}")
         if T == 1:
-            ends = [b * self.capacity + have if new[b] else -1 for b, have in enumerate(before)]
-            slots = torch.tensor(ends, device=self.device)
+            slots = self._next_slots(layer, before, new)
         else:
             steps = torch.arange(T, device=self.device)
             starts = torch.tensor([b * self.capacity + have for b, have in enumerate(before)], device=self.device)
@@ -261,13 +275,45 @@ class QuantizedKVCache:
             slots = torch.where(steps < given, starts.unsqueeze(1) + steps, -1).flatten()
         call_append(self, state, k.flatten(0, 1), v.flatten(0, 1), slots)
 
-    def _new_lengths(self, require: checks.Require, lengths: Tensor | Sequence[int] | None, most: int) -> list[int]:
+    def _takes(self, k: object, v: object) -> bool:
+        """Whether new tokens are good in every respect: what is true of all but the calls that raise, in one look."""
+        if not (isinstance(k, Tensor) and isinstance(v, Tensor)):
+            return False
+        shape = k.shape
+        return (
+            len(shape) == 4
+            and shape == v.shape == (self.batch, shape[1], self.kv_heads, self.head_dim)
+            and k.dtype is v.dtype is self.dtype
+            and k.device == v.device == self.device
+        )
+
+    def _check_new_tokens(self, k: Tensor, v: Tensor) -> None:
+        """One respect after the other; raises for the first that is not good."""
+        named = {"k": k, "v": v}
+        for name, value in named.items():
+            checks._tensor(_require_append, name, value)
+            checks._rank(_require_append, name, value, 4)
+        shape = (self.batch, k.size(1), self.kv_heads, self.head_dim)
+        expected = f"device {self.device} of the cache"
+        for name, value in named.items():
+            checks._shape(_require_append, name, value, shape, "[B, T, Hkv, D] of the cache")
+            checks._dtype(_require_append, name, value, (self.dtype,), " of the cache")
+            device = value.device
+            same = device == self.device
+            _require_append(same, name, lambda: expected, lambda device=device: f"{device}")  # type: ignore[misc]
+
+    def _next_slots(self, layer: int, lengths: Sequence[int], new: Sequence[int]) -> Tensor:
+        """Where one more token of each sequence goes, or -1."""
+        ends = [b * self.capacity + have if new[b] else -1 for b, have in enumerate(lengths)]
+        if self.device.type != "cpu":
+            return torch.tensor(ends, device=self.device)
+        return self._slots[layer].set(ends)
+
+    def _new_lengths(self, lengths: Tensor | Sequence[int], most: int) -> list[int]:
         """Tokens that each sequence gets."""
-        if lengths is None:
-            return [most] * self.batch
         found = lengths.tolist() if isinstance(lengths, Tensor) else list(lengths)
         valid = len(found) == self.batch and all(isinstance(n, int) and 0 <= n <= most for n in found)
-        require(valid, "lengths", lambda: f"{self.batch} values in [0, {most}]", lambda: f"{lengths}")
+        _require_append(valid, "lengths", lambda: f"{self.batch} values in [0, {most}]", lambda: f"{lengths}")
         return found
 
     def fork(self, source: int, rows: Sequence[int]) -> None:

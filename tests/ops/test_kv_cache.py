@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -43,6 +44,17 @@ def test_threads_change_no_byte() -> None:
     for other in found[1:]:
         for mine, first in zip(other, found[0], strict=True):
             assert all(torch.equal(a, b) for a, b in zip(mine, first, strict=True))
+
+
+def test_a_copy_goes_its_own_way() -> None:
+    cache, k, v = filled(40, **TWO_TIERS)
+    other = copy.deepcopy(cache)
+    before = state_of(cache)
+    for _ in range(3):
+        other.append(0, k[:, :1], v[:, :1])
+    assert same(state_of(cache), before)
+    cache.append(0, k[:, :1], v[:, :1])
+    assert (cache.lengths.tolist(), other.lengths.tolist()) == ([41, 41], [43, 43])
 
 
 def test_ragged_lengths() -> None:
@@ -168,7 +180,7 @@ def test_bad_options(options: dict[str, Any], error: type[Exception], words: str
 )
 def test_nbytes_is_what_is_allocated(options: dict[str, Any], most: float) -> None:
     cache = tokcore.QuantizedKVCache(2, 1, 8, 128, 32768, **options)
-    pieces = [*cache._recent.values(), cache._lengths, cache._window_starts]
+    pieces = [*cache._recent.values(), cache._lengths, cache._window_starts, *(slots.tensor for slots in cache._slots)]
     for tier in cache._tiers.values():
         pieces += [] if tier is None else tier.tensors()
     assert cache.nbytes == sum(piece.untyped_storage().nbytes() for piece in pieces)

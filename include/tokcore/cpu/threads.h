@@ -13,6 +13,13 @@ struct Threads {
   void (*launch)(int count, void (*body)(void* context, int worker), void* context);
 };
 
+// The calling thread alone, for work that takes less time than waking another one.
+inline Threads this_thread() {
+  return {1, [](int count, void (*body)(void* context, int worker), void* context) {
+            for (int worker = 0; worker < count; ++worker) body(context, worker);
+          }};
+}
+
 // Calls work(item, worker) for every item in [0, num_items). Which worker takes an item is left to chance, so an item
 // must write only what belongs to it: then results do not depend on the number of threads.
 // around_worker(worker, run) lets a caller set up per-thread state round the items of a worker.

@@ -15,6 +15,8 @@ from tokcore.ops._kv_cache_checks import PAGE_SIZES, check_cache, page_size_of
 if TYPE_CHECKING:
     from tokcore.quantized_kv_cache import Layer, QuantizedKVCache
 
+_OPERATOR = torch.ops.tokcore.kv_append.default  # looked up once: a token is appended within microseconds
+
 
 @torch.library.register_fake("tokcore::kv_append")  # type: ignore[untyped-decorator]
 def _append_fake(
@@ -108,11 +110,18 @@ def kv_append(cache: QuantizedKVCache, layer: int, k: Tensor, v: Tensor, slot_ma
 
 def call_append(cache: QuantizedKVCache, state: Layer, k: Tensor, v: Tensor, slot_mapping: Tensor) -> None:
     """Calls the operator; what only its kernel can find wrong with the values becomes a ValueError."""
-    operands = state.operands()
-    arguments = (k if k.stride(-1) == 1 else k.contiguous(), v if v.stride(-1) == 1 else v.contiguous(), slot_mapping)
-    sizes = {"capacity": cache.capacity, "residual": cache.residual, "page_size": cache.page_size}
-    scheme = {"k_axis": cache.k_axis, "v_axis": cache.v_axis, "rotate": cache.rotate}
     try:
-        torch.ops.tokcore.kv_append(*arguments, *operands, **sizes, **scheme)
+        _OPERATOR(
+            k if k.stride(-1) == 1 else k.contiguous(),
+            v if v.stride(-1) == 1 else v.contiguous(),
+            slot_mapping,
+            *state.operands(),
+            capacity=cache.capacity,
+            residual=cache.residual,
+            page_size=cache.page_size,
+            k_axis=cache.k_axis,
+            v_axis=cache.v_axis,
+            rotate=cache.rotate,
+        )
     except RuntimeError as error:
         raise checks.value_error("kv_append", error) from None
