@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,27 @@ import pytest
 import torch
 import toy
 
+import tokcore
+from tokcore.cli.gpu_check import __main__ as gpu_check_main
 from tokcore.cli.gpu_check import sanitizer
+from tokcore.cli.gpu_check import stage as stage_module
 from tokcore.cli.gpu_check.__main__ import main
 from tokcore.cli.gpu_check.bench import result_lines
-from tokcore.cli.gpu_check.contracts import attempt, overwrite, same_bits
+from tokcore.cli.gpu_check.contracts import attempt, overwrite, same_bits, with_options_of
 from tokcore.cli.gpu_check.machine import describe_machine
-from tokcore.cli.gpu_check.stage import FAILED, NOT_RUN, PASSED, Context, Stage, run_stages, spread
+from tokcore.cli.gpu_check.stage import (
+    FAILED,
+    FIRST,
+    NOT_RUN,
+    PASSED,
+    Context,
+    Stage,
+    run_stages,
+    share_out,
+    spread,
+)
 from tokcore.testing import cuda
+from tokcore.testing.worker import TABLES, load_tables
 
 
 def stages_of(out: Path) -> dict[str, dict[str, Any]]:
@@ -80,6 +95,56 @@ def test_without_a_gpu_nothing_else_is_tried(tmp_path: Path, monkeypatch: pytest
     assert describe_machine(Context("cpu", "toy:sound"), 10.0).status == PASSED
 
 
+def test_a_process_that_ends_while_timing_costs_its_own_row_alone(tmp_path: Path) -> None:
+    options = ["--device", "cpu", "--tables", "toy:crashing", "--out", str(tmp_path), "--minutes", "2"]
+    assert main([*options, "--stage", "bench"]) == 1
+    stage = stages_of(tmp_path)["bench"]
+    assert "crashing, row 1 of 2: the process ended: exit status 3: no error output" in stage["lines"]
+    timed = {op: [row["case"] for row in found["results"]] for op, found in stage["data"]["documents"].items()}
+    assert timed == {"crashing": ["good"], "toy": ["small,fp32", "small,fp32"]}
+
+
+def test_what_is_known_so_far_is_in_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def write(out: Path, stages: Sequence[Stage], *, plots: bool = True) -> list[str]:
+        seen.append({"stages": [stage.name for stage in stages], "lines": len(stages[-1].lines), "plots": plots})
+        return []
+
+    monkeypatch.setattr(gpu_check_main, "write_files", write)
+    words = ["--device", "cpu", "--tables", "toy:crashing", "--op", "toy", "--out", str(tmp_path), "--minutes", "2"]
+    assert main([*words, "--stage", "verification", "--stage", "bench"]) == 0
+    partial = [item["stages"][-1] for item in seen if not item["plots"]]
+    assert partial == ["verification", "bench", "bench", "bench"]  # an op; two rows, an op
+    assert [item["lines"] > 0 for item in seen] == [True] * len(seen)
+
+
+def test_an_op_that_does_not_run_there_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--device", "cpu", "--tables", "toy:sound", "--op", "tea", "--out", str(tmp_path)])
+    assert ended.value.code == 2
+    assert "--op: no op called tea runs on cpu" in capsys.readouterr().err
+
+
+def test_every_op_is_checked_the_most_important_first() -> None:
+    ops = list(Context("cpu", TABLES).load())
+    assert set(ops) == set(load_tables())
+    assert ops[: len(FIRST)] == list(FIRST)
+    on_gpu = Context("cuda", TABLES).load()
+    assert list(on_gpu) == [op for op in ops if op in on_gpu]
+    assert {"linear_cross_entropy", "block_sparse_attention", "decode_attention", "verify_tree_sample"} <= set(on_gpu)
+
+
+def test_time_is_shared_by_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(stage_module.time, "monotonic", lambda: now[0])
+    given = {}
+    for name, seconds in share_out({"a": 1.0, "b": 2.0, "c": 1.0}, 40.0):
+        given[name] = seconds
+        now[0] += {"a": 4.0, "b": 36.0, "c": 1.0}[name]  # a leaves some over, b takes all that there is
+    assert given == {"a": 10.0, "b": 24.0, "c": 0.0}
+
+
 def test_stages_share_the_time_and_outlive_each_other() -> None:
     given: list[float] = []
 
@@ -125,6 +190,20 @@ def test_inputs_are_overwritten_in_place() -> None:
     assert inputs["upstream"]["loss"].tolist() == [1.0]
 
 
+def test_masks_and_tuples_are_overwritten_and_options_kept() -> None:
+    def inputs(seed: int) -> dict[str, Any]:
+        x = torch.full((2,), float(seed))
+        kept = torch.tensor([[True, seed > 0]])
+        return {"mask": tokcore.BlockMask.from_dense(kept, shape=(64, 128)), "rope": (x, x + 1), "codes": [seed]}
+
+    old, new = inputs(0), inputs(1)
+    overwrite(old, new)
+    assert old["mask"].to_dense().all()
+    assert [part.tolist() for part in old["rope"]] == [[1.0, 1.0], [2.0, 2.0]]
+    assert with_options_of(old, new)["codes"] == [0]
+    assert with_options_of(old, new)["rope"] is new["rope"]
+
+
 def test_calls_that_differ_are_caught() -> None:
     offsets = iter([0.0, 1.0])
     table = dataclasses.replace(toy.TABLE, run=lambda inputs: {"product": torch.zeros(1) + next(offsets)})
@@ -155,6 +234,22 @@ def test_a_sanitizer_is_judged_by_its_exit_status(
     assert "report of --tool memcheck --error-exitcode 86 --log-file" in report
     assert "--kernel-name kns=tokcore" in report
     assert "device not supported" in report or "supported" not in script
+
+
+def test_after_a_process_that_ends_the_sanitizer_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    answers = iter([(NOT_RUN, 2, "crashed"), (FAILED, 1, "an access"), (PASSED, 1, "")])
+
+    def run(tool: str, name: str, request: str, seconds: float) -> tuple[str, int, str]:
+        asked.append(list(json.loads(request)["work"]))
+        return next(answers)
+
+    monkeypatch.setattr(sanitizer, "_run_tool", run)
+    work = {"a": ["1", "2"], "b": ["3"], "c": ["4"], "d": ["5"], "e": ["6"]}
+    status, done, report = sanitizer._run_on_all("tool", "memcheck", Context("cuda", ""), work, 60.0)
+    assert asked == [["a", "b", "c", "d", "e"], ["c", "d", "e"], ["e"]]
+    assert (status, done) == (FAILED, 4)
+    assert report == "crashed\nb was not finished\nan access\nd was not finished"
 
 
 def test_the_bench_is_told_in_plain_lines() -> None:

@@ -39,9 +39,9 @@ def test_after_an_error_of_the_gpu_a_new_process_goes_on(monkeypatch: pytest.Mon
 def test_an_error_that_breaks_the_gpu_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     case = toy.TROUBLED.case("raises")
     monkeypatch.setattr(toy.OpTable, "make_inputs", None, raising=False)
-    monkeypatch.setattr(verification, "_gpu_works", lambda: False)
+    monkeypatch.setattr(verification, "gpu_works", lambda: False)
     assert attempt(toy.TROUBLED, case, CUDA, 0)["ends"] is True
-    monkeypatch.setattr(verification, "_gpu_works", lambda: True)
+    monkeypatch.setattr(verification, "gpu_works", lambda: True)
     assert "ends" not in attempt(toy.TROUBLED, case, CUDA, 0)
     assert "ends" not in attempt(toy.TROUBLED, case, "cpu", 0)
 

@@ -157,6 +157,30 @@ IDLE = dataclasses.replace(
 )
 
 
+def crashing_when_timed(case: Case, inputs: Inputs) -> Callable[[], Outputs]:
+    """Ends the process with the first case, is fine with the others."""
+    if case.parameters.get("trouble") == "crash":
+        os._exit(3)
+    return lambda: {"product": composition(inputs)["product"]}
+
+
+CRASHING = dataclasses.replace(
+    TABLE,
+    op="crashing",
+    cases=(_case("crashes", "bench", trouble="crash"), _case("good", "bench")),
+    variants=(
+        Variant("tokcore", "forward", crashing_when_timed, peer=False, flops=flops),
+        Variant("tokcore", "left out", forward, peer=False, applies=lambda case: False),
+    ),
+    goals=(),
+)
+
+
+def crashing() -> dict[str, OpTable]:
+    """One whose first timed case ends the process, and one without trouble behind it."""
+    return {CRASHING.op: CRASHING, TABLE.op: TABLE}
+
+
 def sound() -> dict[str, OpTable]:
     """Those without trouble."""
     return {TABLE.op: TABLE}

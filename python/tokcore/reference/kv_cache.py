@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def _planes(packed: Tensor, bits: int) -> Tensor:
     """[…] bytes -> [8/bits, …] codes."""
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8).reshape(-1, *[1] * packed.dim())
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device).reshape(-1, *[1] * packed.dim())
     codes: Tensor = (packed.unsqueeze(0) >> shifts) & (2**bits - 1)
     return codes
 
@@ -107,7 +107,7 @@ def _tier_tokens(cache: QuantizedKVCache, layer: int, tier: Tier, b: int, dtype:
     if tier.positions.numel() > 0:
         positions = tier.positions.to(torch.int64)[used].transpose(0, 1).reshape(H, -1)
     else:
-        positions = (cache.sinks + torch.arange(len(used) * page_size)).expand(H, -1)
+        positions = (cache.sinks + torch.arange(len(used) * page_size, device=used.device)).expand(H, -1)
     return Tokens(found[0], found[1], positions)
 
 
@@ -122,8 +122,8 @@ def read_sequence(cache: QuantizedKVCache, layer: int, b: int, dtype: torch.dtyp
     """Every token that sequence ``b`` holds in a layer."""
     state = cache.layer(layer)
     length, start = int(state.lengths[b]), int(state.window_starts[b])
-    sinks = torch.arange(min(length, cache.sinks))
-    recent = torch.arange(start, max(start, length))
+    sinks = torch.arange(min(length, cache.sinks), device=cache.device)
+    recent = torch.arange(start, max(start, length), device=cache.device)
     slots = recent % state.window_k.size(2)
     positions = torch.cat([sinks, recent]).expand(cache.kv_heads, -1)
     k = torch.cat([state.sink_k[b][:, sinks], state.window_k[b][:, slots]], dim=1).to(dtype)

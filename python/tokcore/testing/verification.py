@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from tokcore import _library
-from tokcore.testing.numerics import compare
-from tokcore.testing.table import Case, OpTable
+from tokcore.testing.numerics import Comparison, compare
+from tokcore.testing.table import Case, OpTable, Outputs
 from tokcore.testing.worker import TABLES, WorkerError, answer, load_tables, read_request, run_worker
 
 Result = dict[str, Any]  # one case at one place
@@ -69,8 +69,7 @@ def verify_at(
 
 def verify_case(table: OpTable, case: Case, device: str, seed: int) -> Result:
     """Compares tokcore with the fp64 reference; the PyTorch composition in the same dtype sets the tolerance."""
-    inputs = table.make_inputs(case, device, seed)
-    comparisons = compare(table.run(inputs), table.composition(inputs), table.reference(inputs))
+    comparisons = hold_to_rule(table, case, seed, table.run(table.make_inputs(case, device, seed)))
     return {
         "case": case.name,
         "ok": bool(comparisons) and all(comparison.ok for comparison in comparisons),
@@ -84,6 +83,14 @@ def verify_case(table: OpTable, case: Case, device: str, seed: int) -> Result:
             for comparison in comparisons
         ],
     }
+
+
+def hold_to_rule(table: OpTable, case: Case, seed: int, outputs: Outputs) -> list[Comparison]:
+    """``outputs`` beside reference and composition, both computed on the CPU from the same numbers wherever the op
+    ran: they are the rule, not a part of what is on trial."""
+    inputs = table.make_inputs(case, "cpu", seed)
+    found = {name: output.cpu() for name, output in outputs.items()}
+    return compare(found, table.composition(inputs), table.reference(inputs))
 
 
 def worst_ratio(result: Result) -> float:
@@ -104,10 +111,11 @@ def attempt(table: OpTable, case: Case, device: str, seed: int) -> Result:
     except Exception as error:
         failure = f"{type(error).__name__}: {error}"
         result: Result = {"case": case.name, "ok": False, "comparisons": [], "failure": failure}
-        return {**result, "ends": True} if device == CUDA and not _gpu_works() else result
+        return {**result, "ends": True} if device == CUDA and not gpu_works() else result
 
 
-def _gpu_works() -> bool:
+def gpu_works() -> bool:
+    """Whether this process can still use the GPU: after some errors it cannot."""
     try:
         torch.cuda.synchronize()
         torch.zeros(1, device=CUDA).item()

@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m tokcore.cli.gpu_check", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--minutes", type=float, default=9.3, help="time for all stages together")
+    parser.add_argument("--minutes", type=float, default=19.0, help="time for all stages together")
+    parser.add_argument("--op", action="append", default=[], help="only these ops; repeatable")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu rehearses without a GPU")
     parser.add_argument("--stage", action="append", choices=[name for name, _, _ in PLAN], help="only these")
     parser.add_argument("--seed", type=int, default=0)
@@ -46,7 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problems.extend(problem for problem in write_files(options.out, done) if problem not in problems)
 
     problems: list[str] = []
-    context = Context(options.device, options.tables, options.seed)
+
+    def on_partial(stage: Stage) -> None:
+        write_files(options.out, [*done, stage], plots=False)
+
+    context = Context(options.device, options.tables, options.seed, tuple(options.op), on_partial)
+    unknown = set(options.op) - set(context.load())
+    if unknown:
+        parser.error(f"--op: no op called {', '.join(sorted(unknown))} runs on {options.device}")
     stages = run_stages([step for step in PLAN if step[0] in wanted], context, options.minutes, on_stage)
     for problem in problems:
         print(problem)

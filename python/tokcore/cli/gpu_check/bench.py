@@ -3,58 +3,115 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from tokcore.cli import environment
 from tokcore.cli.bench.run import Settings, run_case
-from tokcore.cli.gpu_check.stage import FAILED, GRACE_SECONDS, NOT_RUN, PASSED, Context, Stage
-from tokcore.testing.backend import find_backend
+from tokcore.cli.gpu_check.stage import FAILED, GRACE_SECONDS, NOT_RUN, PASSED, Context, Stage, share_out
+from tokcore.testing.backend import Backend, find_backend
 from tokcore.testing.peaks import Peaks
+from tokcore.testing.table import Case, OpTable, Variant
+from tokcore.testing.verification import gpu_works
 from tokcore.testing.worker import WorkerError, answer, load_tables, read_request, run_worker
 
 _SECONDS = 1.0  # of timing, at least, for a case and measure
+_START = 2.0  # what starting a process takes, in cases
+
+
+@dataclass
+class _Findings:
+    """What the ops timed so far gave."""
+
+    lines: list[str] = field(default_factory=list)
+    documents: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failed: bool = False
+    short: bool = False
+    complete: bool = True
+
+    def stage(self, ended: bool) -> Stage:
+        """As a stage; one that goes on has not run."""
+        status = FAILED if self.failed or self.short else PASSED if self.complete and ended else NOT_RUN
+        return Stage("bench", status, self.lines, {"documents": self.documents})
 
 
 def time_ops(context: Context, seconds: float) -> Stage:
     """Passes when every case was timed and every goal that could be judged is reached."""
-    end = time.monotonic() + seconds
-    lines: list[str] = []
-    documents: dict[str, dict[str, Any]] = {}
-    failed = short = False
-    complete = True
+    found = _Findings()
     tables = context.load()
-    for number, op in enumerate(tables):
-        share = (end - time.monotonic()) / (len(tables) - number)
-        request = {"tables": context.tables, "op": op, "device": context.device, "seed": context.seed, "seconds": share}
-        document = documents[op] = {
-            "schema": 1,
-            "kind": "tokcore bench",
-            "op": op,
-            "command": f"python -m tokcore.cli.gpu_check (tokcore bench --op {op} --backend {context.device})",
-            "environment": environment.describe(),
-            "settings": {"seconds": _SECONDS, "threads": torch.get_num_threads(), "seed": context.seed},
-            "peaks": {},
-            "results": [],
-        }
+    backend = find_backend(context.device)
+    work = {op: rows_of(table, backend) for op, table in tables.items()}
+    timed = {op: _START + len(rows) for op, rows in work.items() if rows}
+    for op, share in share_out(timed, seconds):
+        _time_op(context, op, len(work[op]), share, found)
+        context.on_partial(found.stage(ended=False))
+    return found.stage(ended=True)
+
+
+def rows_of(table: OpTable, backend: Backend) -> list[tuple[Case, str, list[Variant]]]:
+    """What is timed of an op, in order: cases tagged for the backend, each measure, the variants meant for them."""
+    variants = [variant for variant in table.variants if backend.name in variant.backends]
+    measures = dict.fromkeys(variant.measure for variant in variants)
+    rows = []
+    for case in table.cases:
+        for measure in measures if backend.case_tag in case.tags else ():
+            chosen = [variant for variant in variants if variant.measure == measure and variant.applies(case)]
+            if any(not variant.peer for variant in chosen):
+                rows.append((case, measure, chosen))
+    return rows
+
+
+def _time_op(context: Context, op: str, count: int, seconds: float, found: _Findings) -> None:
+    """Every row in a process of the op's own; one that ends it costs its own figures, another process does the rest."""
+    end = time.monotonic() + seconds
+    document = found.documents[op] = {
+        "schema": 1,
+        "kind": "tokcore bench",
+        "op": op,
+        "command": f"python -m tokcore.cli.gpu_check (tokcore bench --op {op} --backend {context.device})",
+        "environment": environment.describe(),
+        "settings": {"seconds": _SECONDS, "threads": torch.get_num_threads(), "seed": context.seed},
+        "peaks": {},
+        "results": [],
+    }
+    done = 0
+    while done < count:
+        left = end - time.monotonic()
+        if left <= 0.0:
+            found.complete = False
+            found.lines.append(f"{op}: the time was over after {done} of {count} rows")
+            break
+        request = {"tables": context.tables, "op": op, "device": context.device, "seed": context.seed, "first": done}
         try:
-            for message in run_worker("tokcore.cli.gpu_check.bench", request, seconds=share + GRACE_SECONDS):
+            for message in run_worker(
+                "tokcore.cli.gpu_check.bench", {**request, "seconds": left}, seconds=left + GRACE_SECONDS
+            ):
+                if "ends" in message:
+                    break  # the error was of the GPU, which this process cannot use any more
+                done += 1
                 if "skipped" in message:
-                    complete = False
-                    lines.append(f"{op} {message['skipped']}: the time was over")
+                    found.complete = False
+                    found.lines.append(f"{op} {message['skipped']}: the time was over")
                     continue
-                document["results"].append(message["result"])
-                document["peaks"] = message["peaks"]
-                lines += result_lines(op, message["result"])
-                failed |= any(missing["failed"] for missing in message["result"]["missing"])
-                short |= any(goal["verdict"] == "fall short" for goal in message["result"]["goals"])
+                _add(op, document, message, found)
+                context.on_partial(found.stage(ended=False))
         except WorkerError as error:
-            failed = True
-            lines.append(f"{op}: the process ended: {error}")
-        lines += [f"{op} peaks: " + ", ".join(f"{kind} {rate:.4g}" for kind, rate in document["peaks"].items())]
-    status = FAILED if failed or short else PASSED if complete else NOT_RUN
-    return Stage("bench", status, lines, {"documents": documents})
+            found.failed = True
+            found.lines.append(f"{op}, row {done + 1} of {count}: the process ended: {error}")
+            done += 1
+    rates = ", ".join(f"{kind} {rate:.4g}" for kind, rate in document["peaks"].items())
+    found.lines.append(f"{op} peaks: {rates or 'not measured'}")
+
+
+def _add(op: str, document: dict[str, Any], message: dict[str, Any], found: _Findings) -> None:
+    result = message["result"]
+    document["results"].append(result)
+    document["peaks"] = message["peaks"]
+    found.lines += result_lines(op, result)
+    found.failed |= any(missing["failed"] for missing in result["missing"])
+    found.short |= any(goal["verdict"] == "fall short" for goal in result["goals"])
 
 
 def result_lines(op: str, result: dict[str, Any]) -> list[str]:
@@ -85,23 +142,22 @@ def _work() -> None:
     table = load_tables(request["tables"])[request["op"]]
     backend = find_backend(request["device"])
     end = time.monotonic() + request["seconds"]
-    variants = [variant for variant in table.variants if backend.name in variant.backends]
-    measures = dict.fromkeys(variant.measure for variant in variants)
-    cases = [case for case in table.cases if backend.case_tag in case.tags]
-    pairs = [(case, measure) for case in cases for measure in measures]
+    rows = rows_of(table, backend)[request["first"] :]
     peaks = Peaks()
-    for number, (case, measure) in enumerate(pairs):
+    for number, (case, measure, chosen) in enumerate(rows):
         left = end - time.monotonic()
         if left <= 0.0:
             answer(skipped=f"{measure} {case.name}")
             continue
         # Half of the share: inputs, references and the compilation of peers take the other half.
-        limit = 0.5 * left / (len(pairs) - number)
+        limit = 0.5 * left / (len(rows) - number)
         settings = Settings(
             _SECONDS, torch.get_num_threads(), request["seed"], True, False, request["tables"], backend, limit
         )
-        chosen = [variant for variant in variants if variant.measure == measure]
         answer(result=run_case(table, case, measure, chosen, settings, peaks).to_json(), peaks=peaks.rates)
+        if backend.name == "cuda" and not gpu_works():
+            answer(ends=True)
+            return
 
 
 if __name__ == "__main__":

@@ -20,18 +20,28 @@ def summary_text(stages: Sequence[Stage]) -> str:
     return "gpu-check: " + ", ".join(f"{stage.name} {stage.status}" for stage in stages)
 
 
-def write_files(out: Path, stages: Sequence[Stage]) -> list[str]:
-    """Writes gpu-check.json, gpu-check.txt and the plots; returns what could not be written and why."""
+def write_files(out: Path, stages: Sequence[Stage], *, plots: bool = True) -> list[str]:
+    """Writes gpu-check.json, gpu-check.txt and the plots; returns what could not be written and why.
+
+    Each file takes the place of the one before as a whole: whoever stops the run finds what was known by then.
+    """
     document: dict[str, Any] = {
         "schema": 1,
         "kind": "tokcore gpu-check",
         "stages": [vars(stage) for stage in stages],
     }
-    (out / "gpu-check.json").write_text(json.dumps(_finite(document), indent=1) + "\n")
-    problems = [problem for stage in stages if stage.name == "bench" for problem in _draw(out, stage)]
+    _replace(out / "gpu-check.json", json.dumps(_finite(document), indent=1) + "\n")
+    timed = [stage for stage in stages if stage.name == "bench"] if plots else []
+    problems = [problem for stage in timed for problem in _draw(out, stage)]
     text = [*map(stage_text, stages), *problems, summary_text(stages)]
-    (out / "gpu-check.txt").write_text("\n".join(text) + "\n")
+    _replace(out / "gpu-check.txt", "\n".join(text) + "\n")
     return problems
+
+
+def _replace(path: Path, text: str) -> None:
+    beside = path.with_name(path.name + ".new")
+    beside.write_text(text)
+    beside.replace(path)
 
 
 def _draw(out: Path, stage: Stage) -> list[str]:

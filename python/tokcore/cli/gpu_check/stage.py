@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,17 +14,16 @@ PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 GRACE_SECONDS = 20.0  # that a worker may take beyond its time before it is stopped: it may be hanging
 
 
-@dataclass(frozen=True)
-class Context:
-    """Where and on what the stages run; ``device`` "cpu" is a rehearsal."""
-
-    device: str
-    tables: str  # "module:function", as workers take it
-    seed: int = 0
-
-    def load(self) -> dict[str, OpTable]:
-        """The case tables of the ops that run on the device."""
-        return {op: table for op, table in load_tables(self.tables).items() if table.runs_on(self.device)}
+FIRST = (  # what is called most comes first, so that it is done when time runs out; the other ops follow by name
+    "linear_cross_entropy",
+    "linear_logprobs",
+    "block_sparse_attention",
+    "paro_attention",
+    "decode_attention",
+    "kv_append",
+    "verify_tree_sample",
+    "sample",
+)
 
 
 @dataclass
@@ -36,6 +35,33 @@ class Stage:
     lines: list[str] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where and on what the stages run; ``device`` "cpu" is a rehearsal."""
+
+    device: str
+    tables: str  # "module:function", as workers take it
+    seed: int = 0
+    ops: tuple[str, ...] = ()  # only these; all that run on the device for none
+    on_partial: Callable[[Stage], None] = lambda _: None  # told what a stage has so far, op by op
+
+    def load(self) -> dict[str, OpTable]:
+        """The case tables of the ops that run on the device, the most important ones first."""
+        found = {op: table for op, table in load_tables(self.tables).items() if table.runs_on(self.device)}
+        order = sorted(found, key=lambda op: (FIRST.index(op) if op in FIRST else len(FIRST), op))
+        return {op: found[op] for op in order if not self.ops or op in self.ops}
+
+
+def share_out(weights: Mapping[str, float], seconds: float) -> Iterator[tuple[str, float]]:
+    """Each name with its share, by weight, of what is left of ``seconds`` when its turn comes: what a name leaves over,
+    or takes too much of, is shared out among those behind it."""
+    end = time.monotonic() + seconds
+    left = sum(weights.values())
+    for name, weight in weights.items():
+        yield name, max(0.0, end - time.monotonic()) * (weight / left if left > 0.0 else 0.0)
+        left -= weight
 
 
 Work = Callable[[Context, float], Stage]  # (context, seconds it may take)

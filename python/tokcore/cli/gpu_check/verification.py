@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import time
-
 from tokcore import _library
-from tokcore.cli.gpu_check.stage import FAILED, NOT_RUN, PASSED, Context, Stage
+from tokcore.cli.gpu_check.stage import FAILED, NOT_RUN, PASSED, Context, Stage, share_out
 from tokcore.testing.verification import CUDA, Result, verify_at, worst_ratio
 
+_START = 100.0  # what starting a process takes, in cases
 _MOST_SHOWN = 20  # failures that are printed; the JSON file has them all
 
 
 def verify_cases(context: Context, seconds: float) -> Stage:
     """Passes when every case was run and none failed."""
-    end = time.monotonic() + seconds
     place = CUDA if context.device == "cuda" else _library.cpu_isa()
     lines: list[str] = []
     results: list[Result] = []
-    wanted = 0
-    for op, table in context.load().items():
-        cases = [case.name for case in table.cases if "verify" in case.tags]
-        wanted += len(cases)
-        left = end - time.monotonic()
-        found = verify_at(op, cases, place, context.seed, tables=context.tables, seconds=left) if left > 0 else []
+    names = {op: [case.name for case in table.cases if "verify" in case.tags] for op, table in context.load().items()}
+    wanted = sum(map(len, names.values()))
+    for op, share in share_out({op: _START + len(cases) for op, cases in names.items()}, seconds):
+        found = verify_at(op, names[op], place, context.seed, tables=context.tables, seconds=share) if share > 0 else []
         results += found
-        lines.append(_summary(op, found, len(cases)))
+        lines.append(_summary(op, found, len(names[op])))
+        context.on_partial(
+            Stage("verification", NOT_RUN, lines, {"place": place, "wanted": wanted, "results": results})
+        )
     failures = [result for result in results if not result["ok"]]
     lines += [_failure(result) for result in failures[:_MOST_SHOWN]]
     lines += [f"and {len(failures) - _MOST_SHOWN} more failures"] if len(failures) > _MOST_SHOWN else []

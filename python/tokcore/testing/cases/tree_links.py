@@ -38,7 +38,8 @@ def make_inputs(case: Case, device: str, seed: int) -> Inputs:
     """parents and ragged counts."""
     p = case.parameters
     if p["B"] == 0:
-        return {"parents": torch.zeros(0, p["N"], dtype=torch.int32), "counts": torch.zeros(0, dtype=torch.int32)}
+        shapes = {"parents": (0, p["N"]), "counts": (0,)}
+        return {name: torch.zeros(shape, dtype=torch.int32, device=device) for name, shape in shapes.items()}
     parents, counts = random_parents(p["B"], p["N"], p["shape"], torch.Generator().manual_seed(seed), not p.get("full"))
     return {"parents": parents.to(device), "counts": counts.to(device)}
 

@@ -14,7 +14,7 @@ from tokcore.reference.verify_tree import verify_tree_greedy as reference_verify
 from tokcore.testing.cases import _sgl_kernel
 from tokcore.testing.cases._classifier import DTYPES
 from tokcore.testing.cases._sources import random_source
-from tokcore.testing.cases._trees import random_parents
+from tokcore.testing.cases._trees import links_of, random_parents
 from tokcore.testing.cases.sample import on_cpu
 from tokcore.testing.table import Case, Goal, Inputs, OpTable, Outputs, Variant
 
@@ -56,7 +56,7 @@ def make_inputs(case: Case, device: str, seed: int) -> Inputs:
 
 def run(inputs: Inputs) -> Outputs:
     """tokcore."""
-    tree = tokcore.TokenTree(inputs["parents"], inputs["tokens"], inputs["counts"])
+    tree = links_of(inputs["parents"], inputs["tokens"], inputs["counts"])
     targets = inputs["best"] if inputs["logits"] is None else None
     verdict = tokcore.verify_tree_greedy(inputs["logits"], tree, target_tokens=targets)
     return {
@@ -99,7 +99,7 @@ def _argmax_and_walk(_: Case, inputs: Inputs) -> Callable[[], Any]:
 
 
 def _prepared(_: Case, inputs: Inputs) -> Callable[[], Any]:
-    tree = tokcore.TokenTree(inputs["parents"], inputs["tokens"], inputs["counts"])
+    tree = links_of(inputs["parents"], inputs["tokens"], inputs["counts"])
     targets = inputs["best"] if inputs["logits"] is None else None
     return lambda: tokcore.verify_tree_greedy(inputs["logits"], tree, target_tokens=targets)
 

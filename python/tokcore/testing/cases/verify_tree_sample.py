@@ -15,7 +15,7 @@ from tokcore.reference.verify_tree import verify_tree_sample as reference_verify
 from tokcore.testing.cases import _sgl_kernel
 from tokcore.testing.cases._classifier import DTYPES
 from tokcore.testing.cases._sources import H200, random_source
-from tokcore.testing.cases._trees import random_parents
+from tokcore.testing.cases._trees import links_of, random_parents
 from tokcore.testing.cases.sample import OPTIONS, on_cpu, sampling_options
 from tokcore.testing.table import Case, Goal, Inputs, MemoryGoal, OpTable, Outputs, TimeGoal, Variant
 
@@ -81,7 +81,7 @@ def _no_trees(N: int) -> tuple[Tensor, Tensor]:
 def run(inputs: Inputs) -> Outputs:
     """tokcore."""
     given = dict(inputs)
-    tree = tokcore.TokenTree(given.pop("parents"), given.pop("tokens"), given.pop("counts"))
+    tree = links_of(given.pop("parents"), given.pop("tokens"), given.pop("counts"))
     verdict = tokcore.verify_tree_sample(given.pop("logits"), tree, lossless=False, **given)
     return {
         "accepted_nodes": verdict.accepted_nodes,
@@ -114,7 +114,7 @@ def _bytes(case: Case) -> float:
 
 def _prepared(_: Case, inputs: Inputs) -> Callable[[], Any]:
     given = dict(inputs)
-    tree = tokcore.TokenTree(given.pop("parents"), given.pop("tokens"), given.pop("counts"))
+    tree = links_of(given.pop("parents"), given.pop("tokens"), given.pop("counts"))
     logits = given.pop("logits")
     return lambda: tokcore.verify_tree_sample(logits, tree, lossless=False, **given)
 
