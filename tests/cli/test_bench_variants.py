@@ -63,7 +63,8 @@ def runnable(variant: Variant, case: Case) -> bool:
 @pytest.mark.parametrize("op", TABLES)
 def test_timed_cases_run_at_small_sizes_and_agree_with_the_reference(op: str) -> None:
     table = TABLES[op]
-    for full in (case for case in table.cases if case.timed):
+    for name in spread([case.name for case in table.cases if case.timed], 12):
+        full = table.case(name)
         case = shrunk(full)
         inputs = table.make_inputs(case, "cpu", 0)
         reference = table.reference(inputs) if table.reference_bytes(case) < float("inf") else {}

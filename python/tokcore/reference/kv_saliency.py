@@ -49,7 +49,7 @@ def kv_saliency(
     if gumbel_seed is not None:
         z = z + gumbel_noise(gumbel_seed, B * Hkv, N).to(z).reshape(B, Hkv, 1, 1, N)
     z = z / temperature
-    seen = (torch.arange(N) <= probe_positions.unsqueeze(-1)).reshape(B, 1, 1, T, N)
+    seen = (torch.arange(N, device=k.device) <= probe_positions.unsqueeze(-1)).reshape(B, 1, 1, T, N)
     z = torch.where(seen, z, float("-inf"))
     rows = torch.logsumexp(z, -1, keepdim=True) if lse is None else lse.to(dtype).reshape(B, Hkv, H // Hkv, T, 1)
     p = torch.where(seen, torch.exp(z - rows), 0.0)

@@ -22,6 +22,7 @@ class Backend:
     copy_limit_bytes = 512 << 20  # of all copies of a case's inputs
     reference_limit_bytes = 1 << 30  # of the largest tensor of the fp64 reference, which may hold a few such
     peak_kinds: Sequence[str] = tuple(CPU_KINDS)
+    peak_seconds = 0.2  # of measuring each, before and after every case
 
     def cache_bytes(self) -> int:
         """The cache that inputs should not be found in."""
@@ -52,6 +53,7 @@ class CudaBackend(Backend):
     reference_limit_bytes = 20 << 30
     peak_kinds = tuple(CUDA_KINDS)
     short_seconds = 1e-3
+    peak_seconds = 0.05
 
     def cache_bytes(self) -> int:
         """The L2 cache."""

@@ -72,7 +72,7 @@ def run_case(
         runnable.append((variant, contestant, error))
     del reference
     on_phase("timing")
-    peaks.measure(backend.peak_kinds, probe=backend.probe())
+    peaks.measure(backend.peak_kinds, backend.peak_seconds, backend.probe())
     samples = interleave(
         [contestant for _, contestant, _ in runnable],
         settings.seconds,
@@ -81,7 +81,7 @@ def run_case(
         seconds_of=backend.seconds_of,
         on_call=on_fraction,
     )
-    peaks.measure(backend.peak_kinds, probe=backend.probe())
+    peaks.measure(backend.peak_kinds, backend.peak_seconds, backend.probe())
     result.baseline = next((variant.name for variant, _, _ in runnable if variant.peer), None)
     for variant, contestant, error in runnable:
         row = _row(variant, case, samples[variant.name], peaks, error)

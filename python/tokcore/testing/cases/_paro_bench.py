@@ -50,24 +50,44 @@ def bench_name(sizes: tuple[Any, ...], D: int, density: float, structured: bool,
 def bench_cases(make_case: MakeCase) -> tuple[Case, ...]:
     """Random and structured masks side by side; other formats; layers of models, two heads of them on a CPU."""
 
-    def case(sizes: tuple[Any, ...], D: int, density: float, structured: bool, tag: str, pv: str = "int8") -> Case:
+    def case(
+        sizes: tuple[Any, ...],
+        D: int,
+        density: float,
+        structured: bool,
+        tag: str,
+        pv: str = "int8",
+        measures: tuple[str, ...] = (CALL, KERNEL, QUANTIZED, PREPARE),
+    ) -> Case:
         B, H, grid, text = sizes
         made = make_case((B, H, H, grid, text, D), torch.bfloat16, ("int8", pv), "", {tag})
         parameters = {**made.parameters, "density": density, "structured": structured, "rope": "pairs"}
-        return Case(bench_name(sizes, D, density, structured, pv), parameters, made.tags)
+        return Case(bench_name(sizes, D, density, structured, pv), {**parameters, "measures": measures}, made.tags)
+
+    def swept(D: int, density: float, structured: bool) -> Case:
+        """On a GPU: attention at every density, all that surrounds it at 0.3."""
+        measures = (CALL, KERNEL, QUANTIZED, *((PREPARE,) if structured else ())) if density == 0.3 else (KERNEL,)
+        return case(_SWEEP, D, density, structured, "bench-cuda", measures=measures)
 
     both = (False, True)
+    kernels = (CALL, KERNEL, QUANTIZED)
     layers = []
     for name, (B, H, grid, text, D) in LAYERS.items():
         if name != "Wan 720p":
-            layers += [case((1, 2, grid, text), D, 0.3, structured, "large") for structured in both]
+            layers += [case((1, 2, grid, text), D, 0.3, s, "large", measures=kernels) for s in both]
         if name in ("CogVideoX", "Wan 720p"):
-            layers += [case((B, H, grid, text), D, 0.3, structured, "bench-cuda") for structured in both]
+            layers += [case((B, H, grid, text), D, 0.3, s, "bench-cuda", measures=(CALL,)) for s in both]
     return (
         *(case(_MAIN, D, density, s, "bench") for D in (64, 128) for density in (0.5, 0.3) for s in both),
         *(case(_MAIN, D, 0.3, False, "large", pv) for D in (64, 128) for pv in ("int4", "fp8", "bf16")),
-        *(case(_SWEEP, D, d, s, "bench-cuda") for D in (64, 128) for d in (1.0, 0.5, 0.3, 0.1) for s in both),
-        *(case(_SWEEP, D, 0.3, True, "bench-cuda", pv) for D in (64, 128) for pv in ("int4", "fp8", "bf16")),
+        *(
+            swept(D, density, s)
+            for D in (64, 128)
+            for density in (1.0, 0.5, 0.3, 0.1)
+            for s in both
+            if s or density < 1
+        ),
+        *(case(_SWEEP, 128, 0.3, True, "bench-cuda", pv, (KERNEL,)) for pv in ("int4", "fp8", "bf16")),
         *layers,
     )
 
@@ -88,8 +108,15 @@ def flops(dense: bool) -> Callable[[Case], float]:
 
 
 def _variant(
-    name: str, measure: str, make: Callable[[Inputs], Callable[[], Any]], dense: bool = False, **fields: Any
+    name: str,
+    measure: str,
+    make: Callable[[Inputs], Callable[[], Any]],
+    dense: bool = False,
+    rope: bool = False,
+    **fields: Any,
 ) -> Variant:
+    """``rope``: for cases with tables for it alone."""
+
     def prepare(_: Case, inputs: Inputs) -> Callable[[], Any]:
         call = make(inputs)
 
@@ -99,7 +126,16 @@ def _variant(
 
         return timed
 
-    return Variant(name, measure, prepare, flops=None if measure == PREPARE else flops(dense), **fields)
+    count = None if measure == PREPARE else flops(dense)
+    return Variant(name, measure, prepare, flops=count, applies=_applies(measure, rope), **fields)
+
+
+def _applies(measure: str, rope: bool = False) -> Callable[[Case], bool]:
+    def applies(case: Case) -> bool:
+        p = case.parameters
+        return measure in p.get("measures", (measure,)) and (not rope or ("rope" in p and case.timed))
+
+    return applies
 
 
 def _dense(inputs: Inputs) -> Callable[[], Any]:
@@ -180,15 +216,11 @@ def _rope_only(inputs: Inputs) -> Callable[[], Any]:
     return _prepared(inputs, qk="bf16", pv="bf16", permutation=0)
 
 
-def _has_rope(case: Case) -> bool:
-    return "rope" in case.parameters and case.timed
-
-
 def bench_variants() -> tuple[Variant, ...]:
     """Peers first, measure by measure."""
     own: dict[str, Any] = {"peer": False}
-    turned: dict[str, Any] = {"applies": _has_rope}
-    gpu: dict[str, Any] = {"backends": ("cuda",), "applies": lambda case: case.timed}
+    turned: dict[str, Any] = {"rope": True}
+    gpu: dict[str, Any] = {"backends": ("cuda",), "applies": _applies(QUANTIZED, rope=True)}
     sparge = "SpargeAttn block-sparse 8-bit (blocks of 128×64, on Hopper 64×128)"
     return (
         _variant(SDPA, CALL, _dense, True),
@@ -220,7 +252,7 @@ def bench_goals() -> tuple[AnyGoal, ...]:
             goals.append(Goal(here, CALL, OURS, PARTS, 1 / 1.05))
             goals.append(Goal(there, CALL, OURS, PARTS, 1 / 1.02, backend="cuda"))
             goals.append(RateGoal(there, KERNEL, OURS, H200, rate))
-        goals.append(RateGoal(bench_name(_SWEEP, D, 1.0, False), KERNEL, OURS, H200, rate))
+        goals.append(RateGoal(bench_name(_SWEEP, D, 1.0, True), KERNEL, OURS, H200, rate))
     for layer, seconds in (("Wan 720p", 40e-3), ("CogVideoX", 4.2e-3)):
         *sizes, D = LAYERS[layer]
         name = bench_name(tuple(sizes), D, 0.3, structured=True)

@@ -71,7 +71,7 @@ def composition(inputs: Inputs) -> Outputs:
 def _bench_case(D: int, stat: str) -> Case:
     shape = (1, 4, 4, 4096, 4096, D)
     parameters = {**shape_parameters(shape), "dtype": torch.bfloat16, "stat": stat}
-    return Case(case_name(shape, torch.bfloat16, stat), parameters, frozenset({"bench"}))
+    return Case(case_name(shape, torch.bfloat16, stat), parameters, frozenset({"bench", "bench-cuda"}))
 
 
 def _variant(name: str, call: Callable[[Inputs], Any], peer: bool) -> Variant:

@@ -40,7 +40,7 @@ def _cases() -> tuple[Case, ...]:
     for bits in (8, 4):
         label = f"N=8192,D=128,int{bits},token,bf16"
         parameters = {"leading": (8,), "N": 8192, "D": 128, "bits": bits, "axis": "token", "dtype": torch.bfloat16}
-        cases[label] = Case(label, parameters, frozenset({"bench"}))
+        cases[label] = Case(label, parameters, frozenset({"bench", "bench-cuda"}))
     return tuple(cases.values())
 
 

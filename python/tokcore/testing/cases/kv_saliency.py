@@ -45,7 +45,7 @@ def _cases() -> tuple[Case, ...]:
                 sizes = {"B": B, "T": T, "Hkv": Hkv, "G": G, "N": N, "D": D, "dtype": dtype}
                 cases[label] = Case(label, {**sizes, **chosen}, frozenset({"verify", "quick"}))
     sizes = {"B": 1, "T": 410, "Hkv": 8, "G": 4, "N": 4096, "D": 128, "dtype": torch.bfloat16}
-    cases[_MAIN] = Case(_MAIN, sizes, frozenset({"bench"}))
+    cases[_MAIN] = Case(_MAIN, sizes, frozenset({"bench", "bench-cuda"}))
     return tuple(cases.values())
 
 
