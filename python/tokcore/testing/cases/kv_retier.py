@@ -134,7 +134,7 @@ TABLE = OpTable(
         Variant(EAGER, RETIER, _prepare_eager, bytes=_bytes, applies=_is_timed),
         Variant(OURS, RETIER, _prepare, peer=False, bytes=_bytes, applies=_is_timed),
     ),
-    goals=(Goal(_MAIN, RETIER, OURS, EAGER, 1.0),),
+    goals=(Goal(_MAIN, RETIER, OURS, EAGER, 2.0),),
     waits=True,
     support={
         option: {"cpu": "yes", "cuda": "yes"}
