@@ -15,6 +15,14 @@ constexpr int64_t padded_head_dim(int64_t head_dim) {
   return round_up(head_dim, 16 / static_cast<int64_t>(sizeof(T)));
 }
 
+// Calls work with the least compiled head size that holds head_dim.
+template <class Work>
+void with_head_dim(int64_t head_dim, Work&& work) {
+  if (head_dim <= 64) return work(std::integral_constant<int, 64>());
+  if (head_dim <= 128) return work(std::integral_constant<int, 128>());
+  work(std::integral_constant<int, 256>());
+}
+
 template <class T>
 bool has_aligned_rows(const HeadsView& view, int64_t head_dim) {
   constexpr int64_t kUnit = 16 / static_cast<int64_t>(sizeof(T));

@@ -7,6 +7,16 @@
 
 namespace tokcore::attention {
 
+// Sets to -inf what lies past the last key or, with `causal`, after the query.
+template <class Scores>
+TOKCORE_DEVICE void cut_scores(Scores& scores, int first_key, int end_key, bool causal, int first_seen_end, int lane) {
+  scores.for_each([&](float& score, int slot, int group, int odd) {
+    const int key = first_key + Scores::column_of(group, odd, lane);
+    const bool is_seen = key < end_key && (!causal || key < first_seen_end + Scores::row_of(slot, lane));
+    score = is_seen ? score : -__uint_as_float(0x7f800000u);
+  });
+}
+
 // kExact: the weight at the maximum is exactly 1, at the price of an instruction more a score. 16-bit weights do not
 // show the difference.
 template <class Scores, bool kExact>
@@ -14,13 +24,7 @@ class RowSoftmax {
  public:
   static constexpr int kSlots = Scores::kSlots;
 
-  TOKCORE_DEVICE explicit RowSoftmax(const ScoreScale& scale) : scale_(scale) {
-#pragma unroll
-    for (int slot = 0; slot < kSlots; ++slot) {
-      maximum_[slot] = -scale.limit;
-      sum_[slot] = 0.0f;
-    }
-  }
+  TOKCORE_DEVICE explicit RowSoftmax(const ScoreScale& scale) : scale_(scale) { restart(); }
 
   // Turns scores into weights. Where maxima rise, calls shrink(slot, factor) for what was summed before.
   template <class Shrink>
@@ -55,11 +59,22 @@ class RowSoftmax {
     for (int slot = 0; slot < kSlots; ++slot) sum_[slot] += added[slot];
   }
 
+  // Forgets what was seen.
+  TOKCORE_DEVICE void restart() {
+#pragma unroll
+    for (int slot = 0; slot < kSlots; ++slot) {
+      maximum_[slot] = -scale_.limit;
+      sum_[slot] = 0.0f;
+    }
+  }
+
   // After the last scores: every lane of a quad gets the sum of the row.
   TOKCORE_DEVICE void finish() {
 #pragma unroll
     for (int slot = 0; slot < kSlots; ++slot) sum_[slot] = cuda::quad_sum(sum_[slot]);
   }
+  TOKCORE_DEVICE float maximum(int slot) const { return maximum_[slot]; }
+  TOKCORE_DEVICE float sum(int slot) const { return sum_[slot]; }
   // What the sum of weighted values is multiplied by; 0 for a row that saw nothing.
   TOKCORE_DEVICE float norm(int slot) const { return sum_[slot] == 0.0f ? 0.0f : 1.0f / sum_[slot]; }
   // Natural logarithm of the sum of exponentials. What rounding has put into factor * maximum is the same for all

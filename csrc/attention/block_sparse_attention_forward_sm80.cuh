@@ -40,16 +40,6 @@ struct ForwardTileSm80 {
   static_assert(kSharedBytes <= 99 * 1024);
 };
 
-// Sets to -inf what lies past the last key or, with `causal`, after the query.
-template <class Scores>
-TOKCORE_DEVICE void cut_scores(Scores& scores, int first_key, int end_key, bool causal, int first_seen_end, int lane) {
-  scores.for_each([&](float& score, int slot, int group, int odd) {
-    const int key = first_key + Scores::column_of(group, odd, lane);
-    const bool is_seen = key < end_key && (!causal || key < first_seen_end + Scores::row_of(slot, lane));
-    score = is_seen ? score : -__uint_as_float(0x7f800000u);
-  });
-}
-
 // The queries of a block of the grid.
 template <int kRows>
 struct QueryRows {

@@ -24,14 +24,6 @@ TOKCORE_DECLARE_ELEMENT(float)
 #undef TOKCORE_DECLARE_ELEMENT
 #undef TOKCORE_DECLARE_HEAD_DIM
 
-// Calls work with the least compiled head size that holds head_dim.
-template <class Work>
-void with_head_dim(int64_t head_dim, Work&& work) {
-  if (head_dim <= 64) return work(std::integral_constant<int, 64>());
-  if (head_dim <= 128) return work(std::integral_constant<int, 128>());
-  work(std::integral_constant<int, 256>());
-}
-
 // The task of a call with aligned operands; without a stream only the workspace is planned.
 template <class T>
 ForwardTask plan_forward(const BlockSparseAttentionForwardParams& params, cuda::WorkspacePlan& workspace,

@@ -16,6 +16,8 @@ from linear_logprobs_simt import Arrays
 from simt_support import simt
 from torch import Tensor
 
+from tokcore.ops.attention_block_scores import STATISTICS
+
 
 def give_heads(arrays: Arrays, name: str, tensor: Tensor) -> None:
     """A tensor [B, heads, rows, D] with its strides: the storage that the view spans, from its first element on."""
@@ -117,6 +119,31 @@ def backward(
     return gradients[0].clone(), gradients[1].clone(), gradients[2].clone()
 
 
+def block_scores(
+    q: Tensor,
+    k: Tensor,
+    block_m: int,
+    block_n: int,
+    *,
+    scale: float,
+    causal: bool = False,
+    stat: str = "sum",
+    threshold: float = 1e-3,
+) -> Tensor:
+    """``tokcore::attention_block_scores``."""
+    arrays = Arrays()
+    give_shape(arrays, q, k)
+    give_heads(arrays, "q", q)
+    give_heads(arrays, "k", k)
+    arrays.fields |= {"block_m": block_m, "block_n": block_n, "scale": scale, "causal": causal, "threshold": threshold}
+    arrays.fields["statistic"] = STATISTICS.index(stat)
+    shape = (q.size(0), q.size(1), -(-q.size(2) // block_m), -(-k.size(2) // block_n))
+    scores = arrays.take("scores", shape, torch.float32)
+    if scores.numel():
+        run(simt.AttentionBlockScores(arrays.fields), arrays)
+    return scores.clone()
+
+
 @contextmanager
 def in_place_of_the_cpu() -> Iterator[None]:
     """The operators run these functions for CPU tensors, and so do the public functions and their gradients."""
@@ -125,6 +152,7 @@ def in_place_of_the_cpu() -> Iterator[None]:
         for name, function in {
             "block_sparse_attention_forward": forward,
             "block_sparse_attention_backward": backward,
+            "attention_block_scores": block_scores,
         }.items():
             library.impl(name, function, "CPU", allow_override=True)
         yield

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 
+#include "tokcore/attention/attention_block_scores.h"
 #include "tokcore/attention/block_sparse_attention.h"
 #include "tokcore/cuda/machine.h"
 
@@ -16,5 +17,8 @@ void run_block_sparse_attention_forward_cuda(const BlockSparseAttentionForwardPa
 size_t block_sparse_attention_backward_workspace_cuda(const BlockSparseAttentionBackwardParams& params,
                                                       const CudaMachine& machine);
 void run_block_sparse_attention_backward_cuda(const BlockSparseAttentionBackwardParams& params, const CudaCall& call);
+
+size_t attention_block_scores_workspace_cuda(const AttentionBlockScoresParams& params, const CudaMachine& machine);
+void run_attention_block_scores_cuda(const AttentionBlockScoresParams& params, const CudaCall& call);
 
 }  // namespace tokcore

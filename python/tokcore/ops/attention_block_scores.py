@@ -75,7 +75,9 @@ def attention_block_scores(
         TypeError: a wrong type or dtype. ValueError: a wrong device, rank, shape or value. NotImplementedError: a
             device without kernels.
 
-    2·M·N·D FLOPs a head, twice that for ``count_above``. Results are bitwise repeatable whatever the thread count.
+    2·M·N·D FLOPs a head, twice that for ``count_above``. Memory beyond the result is linear in N: 256 bytes a block of
+    keys and thread, on CUDA 1 KiB a block of keys for each 128 queries that run at a time. Results are bitwise
+    repeatable whatever the number of threads or multiprocessors.
     Source: the sparse and quantization scores of PAROAttention (arXiv 2506.16054).
     """
     require = checks.wrapper_require("attention_block_scores")

@@ -1,4 +1,5 @@
 // The attention family on CUDA for pytest: the launchers, on addresses of arrays.
+#include "attention/attention_block_scores_launch_cuda.cuh"
 #include "attention/block_sparse_attention_launch_cuda.cuh"
 #include "bindings.h"
 #include "kernels/attention_fields.h"
@@ -53,12 +54,35 @@ BlockSparseAttentionBackwardParams backward_params(const py::dict& values) {
   return params;
 }
 
+AttentionBlockScoresParams scores_params(const py::dict& values) {
+  AttentionBlockScoresParams params = {};
+  Fields fields(values);
+  std::string dtype;
+  fields("dtype", dtype);
+  params.dtype = dtype_of(dtype);
+  fill(params.shape, fields);
+  fill(params.q, "q", fields);
+  fill(params.k, "k", fields);
+  fields("block_m", params.block_m);
+  fields("block_n", params.block_n);
+  fields("scale", params.scale);
+  fields("causal", params.causal);
+  int statistic = 0;
+  fields("statistic", statistic);
+  params.statistic = static_cast<BlockStatistic>(statistic);
+  fields("threshold", params.threshold);
+  fields("scores", params.scores);
+  return params;
+}
+
 const Bindings bindings([](py::module_& m) {
   py::class_<BlockSparseAttentionForwardParams>(m, "BlockSparseAttentionForward").def(py::init(&forward_params));
   py::class_<BlockSparseAttentionBackwardParams>(m, "BlockSparseAttentionBackward").def(py::init(&backward_params));
+  py::class_<AttentionBlockScoresParams>(m, "AttentionBlockScores").def(py::init(&scores_params));
 
   m.def("workspace", &block_sparse_attention_forward_workspace_cuda);
   m.def("workspace", &block_sparse_attention_backward_workspace_cuda);
+  m.def("workspace", &attention_block_scores_workspace_cuda);
   m.def("run", [](const BlockSparseAttentionForwardParams& params, const CudaMachine& machine, uintptr_t workspace) {
     const py::gil_scoped_release unlocked;
     run_block_sparse_attention_forward_cuda(params, {machine, pointer<void>(workspace), nullptr});
@@ -66,6 +90,10 @@ const Bindings bindings([](py::module_& m) {
   m.def("run", [](const BlockSparseAttentionBackwardParams& params, const CudaMachine& machine, uintptr_t workspace) {
     const py::gil_scoped_release unlocked;
     run_block_sparse_attention_backward_cuda(params, {machine, pointer<void>(workspace), nullptr});
+  });
+  m.def("run", [](const AttentionBlockScoresParams& params, const CudaMachine& machine, uintptr_t workspace) {
+    const py::gil_scoped_release unlocked;
+    run_attention_block_scores_cuda(params, {machine, pointer<void>(workspace), nullptr});
   });
 });
 

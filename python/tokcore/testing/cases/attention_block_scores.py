@@ -88,7 +88,7 @@ def _eager(inputs: Inputs) -> dict[str, Tensor]:
 
 EAGER, OURS = "eager PyTorch (full matrix)", "tokcore"
 SUPPORT = {
-    option: {"cpu": "yes", "cuda": "no: no CUDA kernel yet"}
+    option: {"cpu": "yes", "cuda": "yes"}
     for option in (
         "float32, bfloat16, float16",
         "blocks 64x64, 128x64, 64x128, 128x128",
