@@ -8,7 +8,6 @@
 namespace tokcore::cpu::TOKCORE_ISA {
 namespace {
 
-constexpr int64_t kMostCandidates = 64;
 constexpr int kTogether = 4;  // vectors between two decisions: most hold no candidate
 
 template <class T>
@@ -98,7 +97,7 @@ class CandidatesOfRow {
   int64_t row_;
   const T* logits_;
   bool has_nan_ = false;
-  RankKey keys_[kMostCandidates] = {};
+  RankKey keys_[kMostDraftCandidates] = {};
 };
 
 }  // namespace

@@ -44,6 +44,11 @@ inline void check_contiguous(const Checker& check, const Tensor& tensor, const c
   if (!tensor.is_contiguous()) check.fail(argument, "a contiguous tensor", "strides");
 }
 
+// Rows that update a table are numbered in 32 bits on CUDA.
+inline void check_row_count(const Checker& check, const char* argument, int64_t rows) {
+  check.require(rows < int64_t{1} << 31, argument, "fewer than 2147483648 rows on CUDA", rows);
+}
+
 // One number a request, each within [low, high].
 template <class T>
 void check_values(const Checker& check, const char* argument, const T* values, int64_t count, int64_t low, int64_t high,

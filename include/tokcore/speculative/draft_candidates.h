@@ -8,6 +8,8 @@
 
 namespace tokcore {
 
+inline constexpr int64_t kMostDraftCandidates = 64;
+
 struct DraftCandidatesParams {
   DType dtype;
   const void* logits;  // [R, V]

@@ -39,7 +39,7 @@ constexpr void draft_recycling_request(const DraftRecyclingParams& p, int64_t b)
 struct DraftRecyclingUpdateParams {
   const int64_t* ids;         // [R] below 0: left out
   const int32_t* candidates;  // [R, K]
-  int64_t num_rows, num_successors;
+  int64_t num_rows, num_successors, vocab_size;
   int32_t* adjacency;  // [V, K]
 };
 

@@ -10,7 +10,8 @@
 
 namespace tokcore {
 
-inline constexpr int64_t kNoTrigram = -1;
+inline constexpr int64_t kMostTrigramDepth = 64;
+inline constexpr int64_t kMostTrigramTokens = int64_t{1} << 31;
 
 constexpr int64_t trigram_key(int64_t a, int64_t b) { return (a << 32) | b; }
 
@@ -96,8 +97,6 @@ class DraftTrigramRequest {
   }
 
  private:
-  static constexpr int64_t kMostDepth = 64;
-
   constexpr int32_t add(int32_t parent, int64_t before, int64_t token, double joint) {
     const int32_t node = tree_.add(parent, token);
     joint_[node] = static_cast<float>(joint);
@@ -135,8 +134,8 @@ class DraftTrigramRequest {
   }
 
   constexpr void simulate() {
-    int64_t passed[kMostDepth] = {};  // edges, by their place
-    double probs[kMostDepth] = {};
+    int64_t passed[kMostTrigramDepth] = {};  // edges, by their place
+    double probs[kMostTrigramDepth] = {};
     int64_t depth = 0;
     int32_t node = 0;
     double joint = 1.0;

@@ -122,7 +122,8 @@ def draft_heap(
         threshold: in [0, 1].
 
     Raises:
-        TypeError: a wrong type or dtype. ValueError: a wrong shape or value, with node and request.
+        TypeError: a wrong type or dtype. ValueError: a wrong shape or value, with node and request;
+            on CUDA a wrong value gives that request an empty tree.
 
     O(N log N) a request, in fp64 products and differences: the same on every backend. Sources: DySpec (arXiv
     2410.11744), Eagle-2 (2406.16858).

@@ -82,7 +82,8 @@ def draft_ngram(
         parents int32 [B, N], tokens int64 [B, N], counts int32 [B].
 
     Raises:
-        TypeError: a wrong type or dtype. ValueError: a wrong shape or value, with the request.
+        TypeError: a wrong type or dtype. ValueError: a wrong shape or value, with the request; on CUDA
+            a wrong value gives that request an empty tree.
 
     O((longest - shortest + 1)·L) comparisons a request. Source: prompt lookup decoding, with all places in one tree.
     """

@@ -64,7 +64,8 @@ def draft_recycling(
         below them, and those after them move up; so a budget of n takes a template's first n nodes where all are known.
 
     Raises:
-        TypeError: a wrong type or dtype. ValueError: a wrong shape or value, with node or request.
+        TypeError: a wrong type or dtype. ValueError: a wrong shape or value, with node or request;
+            on CUDA wrong values give empty trees, of that request or, by the template, of all.
 
     O(N) a tree. Source: Token Recycling (arXiv 2408.08696).
     """
@@ -103,6 +104,7 @@ def draft_recycling_update(adjacency: Tensor, ids: Tensor, candidates: Tensor) -
 
     Raises:
         TypeError: a wrong type or dtype. ValueError: a wrong shape or value; nothing is written then.
+            On CUDA ids of V and above leave a row out.
     """
     _check_update(checks.wrapper_require("draft_recycling_update"), adjacency, ids, candidates, of_wrapper=True)
     arguments = (adjacency, ids, candidates)

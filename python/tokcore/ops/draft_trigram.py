@@ -127,7 +127,8 @@ def draft_trigram(
         exploration: a finite value >= 0.
 
     Raises:
-        TypeError: a wrong type or dtype. ValueError: a wrong shape or value, with the request.
+        TypeError: a wrong type or dtype. ValueError: a wrong shape or value, with the request; on CUDA
+            a wrong value gives that request an empty tree.
 
     O(simulations·max_depth·K) a request, in fp64: the same on every backend. Source: ADED (arXiv 2407.12021); the gain
     of an edge is this library's own.
@@ -187,6 +188,7 @@ def draft_trigram_update(
 
     Raises:
         TypeError: a wrong type or dtype. ValueError: a wrong shape or value; nothing is written then.
+            On CUDA tokens of 2³¹ and above leave a row out.
     """
     require = checks.wrapper_require("draft_trigram_update")
     tensors = (keys, successors, probs, contexts, candidates, candidate_probs)

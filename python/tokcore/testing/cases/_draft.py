@@ -80,8 +80,8 @@ def table_of(
         composition=reference,
         variants=(
             Variant("plain Python", "draft", prepare(True), peer=True, slow=True, backends=("cpu",)),
-            Variant("tokcore", "draft", prepare(False), peer=False, backends=("cpu",)),
+            Variant("tokcore", "draft", prepare(False), peer=False),
         ),
         goals=(Goal(bench, "draft", "tokcore", "plain Python", 10.0),),
-        support={option: {"cpu": "yes", "cuda": "no: no CUDA kernel yet"} for option in options},
+        support={option: {"cpu": "yes", "cuda": "yes"} for option in options},
     )

@@ -26,7 +26,7 @@ def _cases() -> tuple[Case, ...]:
             cases.append(case_of(label, R=R, V=V, k=k, dtype=dtype, temperature=temperature))
         label = f"ties and infinities,{short}"
         cases.append(case_of(label, R=6, V=200, k=9, dtype=dtype, temperature=1.0, special=True))
-    cases.append(case_of(_MAIN, "bench", R=81, V=32768, k=8, dtype=torch.bfloat16, temperature=1.0))
+    cases.append(case_of(_MAIN, "bench bench-cuda", R=81, V=32768, k=8, dtype=torch.bfloat16, temperature=1.0))
     return tuple(cases)
 
 
@@ -88,7 +88,7 @@ TABLE = OpTable(
     variants=(_variant("softmax, topk", _eager, True), _variant("tokcore", run, False)),
     goals=(Goal(_MAIN, "forward", "tokcore", "softmax, topk", 4.0),),
     support={
-        option: {"cpu": "yes", "cuda": "no: no CUDA kernel yet"}
+        option: {"cpu": "yes", "cuda": "yes"}
         for option in ("float32, bfloat16, float16", "temperature", "without probabilities", "k up to 64")
     },
 )

@@ -20,7 +20,7 @@ CASES = (
     case_of("B=3,M=30,K=64,N=100,threshold", B=3, M=30, K=64, max_nodes=100, threshold=0.05),
     case_of("B=2,M=40,K=4,N=90,equal", B=2, M=40, K=4, max_nodes=90, value="joint", equal=True),
     case_of("B=0,M=3,K=2,N=4", B=0, M=3, K=2, max_nodes=4),
-    case_of(_MAIN, "bench", B=1, M=64, K=8, max_nodes=64),
+    case_of(_MAIN, "bench bench-cuda", B=1, M=64, K=8, max_nodes=64),
 )
 
 

@@ -17,7 +17,7 @@ CASES = (
     case_of("B=3,L=200,N=256,V=3,n=5..2", B=3, L=200, V=3, max_nodes=256, longest=5, shortest=2, max_depth=20),
     case_of("B=2,L=97,N=9,V=9,n=1", B=2, L=97, V=9, max_nodes=9, longest=1, max_depth=3),
     case_of("B=0,L=8,N=5", B=0, L=8, V=4, max_nodes=5),
-    case_of(_MAIN, "bench", B=1, L=4096, V=500, max_nodes=32),
+    case_of(_MAIN, "bench bench-cuda", B=1, L=4096, V=500, max_nodes=32),
 )
 
 

@@ -19,6 +19,7 @@ CASES = (
     case_of("B=7,N=256,V=33,K=4", B=7, N=256, V=33, K=4, R=40),
     case_of("B=0,N=9,V=12,K=2", B=0, N=9, V=12, K=2, R=0),
     case_of(_MAIN, "bench", B=1, N=81, V=32768, K=8, R=81),
+    case_of("B=64,N=64,V=32768,K=8", "bench-cuda", B=64, N=64, V=32768, K=8, R=4096),
 )
 
 

@@ -21,7 +21,7 @@ CASES = (
     case_of("B=2,S=64,K=3,N=30,c=0", B=2, S=64, K=3, R=90, vocab_size=5, max_nodes=30, simulations=60, exploration=0.0),
     case_of("B=2,S=64,K=3,N=30,c=8", B=2, S=64, K=3, R=90, vocab_size=5, max_nodes=30, simulations=60, exploration=8.0),
     case_of("B=0,S=8,K=2,N=5", B=0, S=8, K=2, R=3, vocab_size=4, max_nodes=5, simulations=6),
-    case_of(_MAIN, "bench", B=1, S=65536, K=8, R=3000, vocab_size=50, max_nodes=64, simulations=128),
+    case_of(_MAIN, "bench bench-cuda", B=1, S=65536, K=8, R=3000, vocab_size=50, max_nodes=64, simulations=128),
 )
 
 

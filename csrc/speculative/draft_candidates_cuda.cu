@@ -1,0 +1,1 @@
+#include "speculative/draft_candidates_cuda.cuh"

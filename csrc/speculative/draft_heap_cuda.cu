@@ -1,0 +1,1 @@
+#include "speculative/draft_heap_cuda.cuh"

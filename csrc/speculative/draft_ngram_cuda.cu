@@ -1,0 +1,1 @@
+#include "speculative/draft_ngram_cuda.cuh"

@@ -1,0 +1,1 @@
+#include "speculative/draft_recycling_cuda.cuh"

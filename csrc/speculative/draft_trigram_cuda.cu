@@ -1,0 +1,1 @@
+#include "speculative/draft_trigram_cuda.cuh"
