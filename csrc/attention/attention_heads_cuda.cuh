@@ -30,6 +30,16 @@ bool has_aligned_rows(const HeadsView& view, int64_t head_dim) {
          view.stride_head % kUnit == 0 && view.stride_row % kUnit == 0;
 }
 
+// Whether TMA can address a tensor with aligned rows: it has rows, and none of its dimensions repeats its entries or
+// lays them 2^40 bytes apart.
+template <class T>
+bool has_tma_strides(const HeadsView& view, int64_t batch, int64_t num_heads, int64_t num_rows) {
+  constexpr int64_t kEnd = (int64_t{1} << 40) / static_cast<int64_t>(sizeof(T));
+  const auto suits = [](int64_t count, int64_t stride) { return count == 1 || (stride > 0 && stride < kEnd); };
+  return num_rows > 0 && suits(batch, view.stride_batch) && suits(num_heads, view.stride_head) &&
+         suits(num_rows, view.stride_row);
+}
+
 template <class T>
 TOKCORE_DEVICE const T* rows_of_head(const HeadsView& view, int64_t batch, int64_t head) {
   return static_cast<const T*>(view.data) + batch * view.stride_batch + head * view.stride_head;

@@ -12,6 +12,20 @@ inline constexpr int kHalfRows = 64;  // the least block of queries
 // Sizes of blocks are 64 and 128; a division would be a call.
 TOKCORE_HOST_DEVICE int log2_of_block(int64_t block) { return block == 128 ? 7 : 6; }
 
+// The queries of a block of the grid: the tiles of a head follow one another, with `causal` the longest first.
+template <int kRows>
+struct QueryRows {
+  int index;  // batch entry and head
+  int first_row;
+
+  TOKCORE_DEVICE QueryRows(const BlockSparseAttentionParams& params, int block) {
+    const int num_tiles = (static_cast<int>(params.shape.query_length) + kRows - 1) / kRows;
+    index = block / num_tiles;
+    const int tile = block - index * num_tiles;
+    first_row = (params.causal ? num_tiles - 1 - tile : tile) * kRows;
+  }
+};
+
 // A tile of keys, and which halves of the queries keep it.
 struct KeyTile {
   static constexpr int member = 0;  // queries walk the keys of one head

@@ -1,6 +1,7 @@
 // Writing what a warp has summed.
 #pragma once
 
+#include "tokcore/attention/block_sparse_attention.h"
 #include "tokcore/cuda/element.cuh"
 #include "tokcore/cuda/strip_fragment.cuh"
 
@@ -29,6 +30,21 @@ TOKCORE_DEVICE void store_rows(const Sums& sums, T* to, int num_rows, int first_
         if (column + 1 < columns) target[column + 1] = cuda::from_float<T>(odd);
       }
     }
+  }
+}
+
+// out and, of the warp that has the first column, lse of a warp's rows, the first of which is `row` of all heads' rows.
+template <class T, class Sums, class Softmax>
+TOKCORE_DEVICE void store_results(const Sums& sums, Softmax& softmax, const BlockSparseAttentionForwardParams& params,
+                                  int64_t row, int num_rows, int first_column, int lane) {
+  softmax.finish();
+  store_rows(sums, static_cast<T*>(params.out) + row * params.shape.head_dim, num_rows, first_column,
+             static_cast<int>(params.shape.head_dim), lane, [&](int slot) { return softmax.norm(slot); });
+  if (first_column > 0) return;
+#pragma unroll
+  for (int slot = 0; slot < Sums::kSlots; ++slot) {
+    const int at = Sums::row_of(slot, lane);
+    if (lane % 4 == 0 && at < num_rows) params.lse[row + at] = softmax.log_sum_exp(slot);
   }
 }
 

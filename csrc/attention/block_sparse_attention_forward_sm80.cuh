@@ -40,20 +40,6 @@ struct ForwardTileSm80 {
   static_assert(kSharedBytes <= 99 * 1024);
 };
 
-// The queries of a block of the grid.
-template <int kRows>
-struct QueryRows {
-  int index;  // batch entry and head
-  int first_row;
-
-  TOKCORE_DEVICE QueryRows(const BlockSparseAttentionParams& params, int block) {
-    const int num_tiles = (static_cast<int>(params.shape.query_length) + kRows - 1) / kRows;
-    index = block / num_tiles;
-    const int tile = block - index * num_tiles;
-    first_row = (params.causal ? num_tiles - 1 - tile : tile) * kRows;
-  }
-};
-
 template <class T, int kHeadDim>
 __global__ void __launch_bounds__(ForwardTileSm80<T, kHeadDim>::kThreads,
                                   ForwardTileSm80<T, kHeadDim>::kBlocksPerMultiprocessor)
@@ -170,16 +156,8 @@ __global__ void __launch_bounds__(ForwardTileSm80<T, kHeadDim>::kThreads,
   const QueryRows<Tile::kRows> written(params, cuda::ptx::forget(static_cast<int>(blockIdx.x)));
   const int num_rows = query_length - written.first_row - warp_row;
   if (num_rows <= 0) return;
-  softmax.finish();
   const int64_t row = static_cast<int64_t>(written.index) * query_length + written.first_row + warp_row;
-  store_rows(sums, static_cast<T*>(params.out) + row * shape.head_dim, num_rows, first_column,
-             static_cast<int>(shape.head_dim), lane, [&](int slot) { return softmax.norm(slot); });
-  if (first_column > 0) return;
-#pragma unroll
-  for (int slot = 0; slot < Sums::kSlots; ++slot) {
-    const int at = Sums::row_of(slot, lane);
-    if (lane % 4 == 0 && at < num_rows) params.lse[row + at] = softmax.log_sum_exp(slot);
-  }
+  store_results<T>(sums, softmax, params, row, num_rows, first_column, lane);
 }
 
 template <class T, int kHeadDim>

@@ -24,6 +24,19 @@ TOKCORE_DECLARE_ELEMENT(float)
 #undef TOKCORE_DECLARE_ELEMENT
 #undef TOKCORE_DECLARE_HEAD_DIM
 
+template <class T, int kHeadDim>
+void launch_forward_sm90(const ForwardTask& task, cuda::Stream stream);  // 16-bit elements
+
+// Whether Hopper's kernel takes a call with aligned operands: 16-bit elements that TMA can address. The portable kernel
+// takes every call.
+template <class T>
+bool suits_hopper(const BlockSparseAttentionForwardParams& params, const CudaMachine& machine) {
+  const AttentionShape& shape = params.shape;
+  return machine.capability == 90 && has_tma_strides<T>(params.q, shape.batch, shape.num_heads, shape.query_length) &&
+         has_tma_strides<T>(params.k, shape.batch, shape.num_kv_heads, shape.key_length) &&
+         has_tma_strides<T>(params.v, shape.batch, shape.num_kv_heads, shape.key_length);
+}
+
 // The task of a call with aligned operands; without a stream only the workspace is planned.
 template <class T>
 ForwardTask plan_forward(const BlockSparseAttentionForwardParams& params, cuda::WorkspacePlan& workspace,
@@ -70,6 +83,11 @@ void run_block_sparse_attention_forward_cuda(const BlockSparseAttentionForwardPa
     cuda::WorkspacePlan workspace(call.workspace);
     const attention::ForwardTask task = attention::plan_forward<T>(params, workspace, &call.stream);
     attention::with_head_dim(params.shape.head_dim, [&]<int kHeadDim>(std::integral_constant<int, kHeadDim>) {
+      if constexpr (sizeof(T) == 2) {
+        if (attention::suits_hopper<T>(task.params, call.machine)) {
+          return attention::launch_forward_sm90<T, kHeadDim>(task, call.stream);
+        }
+      }
       attention::launch_forward_sm80<T, kHeadDim>(task, call.stream);
     });
   });

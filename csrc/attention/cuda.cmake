@@ -7,6 +7,9 @@ tokcore_add_cuda_kernels(
   INSTANCES "BFloat16 64" "BFloat16 128" "BFloat16 256" "Float16 64" "Float16 128" "Float16 256"
             "float 64" "float 128" "float 256")
 tokcore_add_cuda_kernels(
+  TEMPLATE attention/block_sparse_attention_forward_sm90.cu.in VARIABLES ELEMENT HEAD_DIM
+  INSTANCES "BFloat16 64" "BFloat16 128" "BFloat16 256" "Float16 64" "Float16 128" "Float16 256")
+tokcore_add_cuda_kernels(
   TEMPLATE attention/block_sparse_attention_backward_sm80.cu.in VARIABLES ELEMENT HEAD_DIM
   INSTANCES "BFloat16 64" "BFloat16 128" "BFloat16 256" "Float16 64" "Float16 128" "Float16 256"
             "float 64" "float 128" "float 256")

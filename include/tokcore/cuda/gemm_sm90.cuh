@@ -183,7 +183,7 @@ class GemmSm90 {
           next_stage();
         }
         cute::warpgroup_wait<0>();
-        fence(fragment);
+        fence_sums(fragment);
         give_back(previous);
       }
       finish(fragment, tile);
@@ -237,11 +237,6 @@ class GemmSm90 {
     });
   }
 
-  // The compiler must not move other uses of the sums past this point.
-  static TOKCORE_DEVICE void fence(Fragment& fragment) {
-    fragment.for_each([](float& value, int, int, int) { cute::warpgroup_fence_operand(value); });
-  }
-
   TOKCORE_DEVICE void multiply_stage(Fragment& fragment, const unsigned char* stage) const {
     using Instruction = typename WgmmaInstruction<kDTypeOf<T>, kMajorA, kMajorB, kBlockN>::Type;
     constexpr int kStepsOfStage = kBlockK / 16;
@@ -249,7 +244,7 @@ class GemmSm90 {
     const int warpgroup = consumer_warp() / 4;
     const unsigned char* tile_a = stage + warpgroup * (TileA::kBytes / kConsumers);
     const unsigned char* tile_b = stage + TileA::kBytes;
-    fence(fragment);
+    fence_sums(fragment);
     cute::warpgroup_arrive();
 #pragma unroll
     for (int step = 0; step < kStepsOfStage; ++step) {
@@ -269,7 +264,7 @@ class GemmSm90 {
       }
     }
     cute::warpgroup_commit_batch();
-    fence(fragment);
+    fence_sums(fragment);
   }
 
   unsigned char* shared_;

@@ -53,6 +53,16 @@ TOKCORE_DEVICE void fill_rows(unsigned char* shared, unsigned thread, const T* r
   }
 }
 
+// Rows first … first + 15 of a tile as operand A at k step `step`; first is a multiple of 16.
+template <class Tile>
+TOKCORE_DEVICE FragmentA read_rows(const unsigned char* shared, int first, int step, int lane) {
+  FragmentA read;
+  const auto first_of = [=](unsigned matrix) { return first + matrix % 2 * 8; };
+  const auto chunk_of = [=](unsigned matrix) { return step * 2 + matrix / 2; };
+  load_matrices<Tile, false>(shared, lane, first_of, chunk_of, read.x[0], read.x[1], read.x[2], read.x[3]);
+  return read;
+}
+
 // sums += A B^T over whole rows: of A those from first_a on, of B all that the fragment has columns for. kStepsAtOnce
 // steps stand in one stretch of code: the longer it is, the more registers what is read ahead takes.
 template <class TileA, class TileB, int kStepsAtOnce = TileA::kSteps, int kStrips, int kColumns>
@@ -66,11 +76,7 @@ TOKCORE_DEVICE void multiply_rows(StripFragment<kStrips, kColumns>& sums, const 
     typename Mma::PreparedA prepared[kStrips];
 #pragma unroll
     for (int strip = 0; strip < kStrips; ++strip) {
-      FragmentA read;
-      const auto first_of = [=](unsigned matrix) { return first_a + strip * 16 + matrix % 2 * 8; };
-      const auto chunk_of = [=](unsigned matrix) { return step * 2 + matrix / 2; };
-      load_matrices<TileA, false>(a, lane, first_of, chunk_of, read.x[0], read.x[1], read.x[2], read.x[3]);
-      prepared[strip] = Mma::prepare_a(read);
+      prepared[strip] = Mma::prepare_a(read_rows<TileA>(a, first_a + strip * 16, step, lane));
     }
 #pragma unroll
     for (int group = 0; group < kColumns / 8; group += 2) {
