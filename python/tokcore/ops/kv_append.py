@@ -89,6 +89,28 @@ def kv_append(cache: QuantizedKVCache, layer: int, k: Tensor, v: Tensor, slot_ma
 
     Sources: KIVI (arXiv 2402.02750) for the residual window, StreamingLLM (2309.17453) for the sinks.
     """
+    if not _takes(cache, k, v, slot_mapping):
+        _check(cache, k, v, slot_mapping)
+    call_append(cache, cache.layer(layer), k, v, slot_mapping)
+
+
+def _takes(cache: QuantizedKVCache, k: object, v: object, slot_mapping: object) -> bool:
+    """Whether all is good that :func:`_check` looks at, in one look: what calls take microseconds for."""
+    if not (isinstance(k, Tensor) and isinstance(v, Tensor) and isinstance(slot_mapping, Tensor)):
+        return False
+    shape = k.shape
+    return (
+        len(shape) == 3
+        and shape == v.shape == (shape[0], cache.kv_heads, cache.head_dim)
+        and slot_mapping.shape == shape[:1]
+        and k.dtype is v.dtype is cache.dtype
+        and slot_mapping.dtype is torch.int64
+        and k.device == v.device == slot_mapping.device == cache.device
+    )
+
+
+def _check(cache: QuantizedKVCache, k: Tensor, v: Tensor, slot_mapping: Tensor) -> None:
+    """One respect after the other; raises for the first that is not good."""
     require = checks.wrapper_require("kv_append")
     for name, value in {"k": k, "v": v, "slot_mapping": slot_mapping}.items():
         checks._tensor(require, name, value)
@@ -105,7 +127,6 @@ def kv_append(cache: QuantizedKVCache, layer: int, k: Tensor, v: Tensor, slot_ma
     checks._shape(require, "k", k, shape, "[T, Hkv, D], Hkv and D of the cache")
     checks._shape(require, "v", v, shape, "[T, Hkv, D] of k")
     checks._shape(require, "slot_mapping", slot_mapping, shape[:1], "T of k")
-    call_append(cache, cache.layer(layer), k, v, slot_mapping)
 
 
 def call_append(cache: QuantizedKVCache, state: Layer, k: Tensor, v: Tensor, slot_mapping: Tensor) -> None:

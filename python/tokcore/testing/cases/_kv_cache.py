@@ -115,3 +115,10 @@ def fill(cache: tokcore.QuantizedKVCache, inputs: Inputs) -> None:
     first = k.size(1) * 2 // 3
     cache.append(0, k[:, :first], v[:, :first], lengths.clamp(max=first))
     cache.append(0, k[:, first:], v[:, first:], (lengths - first).clamp(min=0))
+
+
+def eager_codes(x: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes of the rows of x, a byte each, with scales and zeros, in x's dtype: what people write."""
+    low, high = x.aminmax(dim=-1, keepdim=True)
+    scale = (high - low).clamp(min=1e-6) / levels
+    return ((x - low) / scale).round().clamp(0, levels).to(torch.uint8), scale, low

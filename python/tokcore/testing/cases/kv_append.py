@@ -14,10 +14,10 @@ from tokcore.quantized_kv_cache import Tier
 from tokcore.reference import kv_cache as layout
 from tokcore.reference.kv_quantize import quantize
 from tokcore.testing.cases import _flashinfer
-from tokcore.testing.cases._decode_bench import CACHES, make_bench_cache
-from tokcore.testing.cases._kv_cache import fill, keys_and_values, make_cache, plans
+from tokcore.testing.cases._decode_bench import CACHES, INT8, make_bench_cache
+from tokcore.testing.cases._kv_cache import eager_codes, fill, keys_and_values, make_cache, plans
 from tokcore.testing.cases._sources import H200
-from tokcore.testing.table import Case, Inputs, OpTable, Outputs, TimeGoal, Variant
+from tokcore.testing.table import Case, Goal, Inputs, OpTable, Outputs, TimeGoal, Variant
 
 
 def make_inputs(case: Case, device: str, seed: int) -> Inputs:
@@ -116,6 +116,7 @@ def _pages(
 
 APPEND = "append"
 INDEX_COPY, OURS = "index_copy_ into bf16 tensors", tuple(CACHES)
+EAGER = "eager 8-bit codes, index_copy_"
 _ROOM = 4096  # tokens: more than are appended in one run
 
 
@@ -178,11 +179,27 @@ def _prepare_index_copy(_: Case, inputs: Inputs) -> Callable[[], Any]:
     return timed
 
 
+def _prepare_eager(_: Case, inputs: Inputs) -> Callable[[], Any]:
+    """What is written by hand for codes by token: scale, round, and put codes, scales and zeros where they belong."""
+    caches = [eager_codes(inputs[name].transpose(1, 2), 255) for name in "kv"]
+    new = [inputs[name][:, -1].unsqueeze(2).contiguous() for name in "kv"]
+    position = torch.zeros(1, dtype=torch.int64, device=new[0].device)
+
+    def timed() -> None:
+        for cache, value in zip(caches, new, strict=True):
+            for target, part in zip(cache, eager_codes(value, 255), strict=True):
+                target.index_copy_(2, position, part)
+        position.add_(1)
+
+    return timed
+
+
 def _variants() -> tuple[Variant, ...]:
     fields: dict[str, Any] = {"bytes": _bytes, "applies": _is_timed}
     flashinfer = {**fields, "unavailable": _flashinfer.unavailable, "backends": ("cuda",)}
     return (
         Variant(INDEX_COPY, APPEND, _prepare_index_copy, **fields),
+        Variant(EAGER, APPEND, _prepare_eager, **fields),
         Variant("FlashInfer append_paged_kv_cache", APPEND, _flashinfer.append, **flashinfer),
         *(Variant(name, APPEND, _prepare(name), peer=False, **fields) for name in OURS),
     )
@@ -200,8 +217,14 @@ TABLE = OpTable(
     composition=reference,  # nothing is rounded: the rules say every bit
     reference_bytes=lambda case: math.inf if case.timed else 0.0,
     variants=_variants(),
-    goals=tuple(
-        TimeGoal(_bench_name(B, L), APPEND, name, H200, 5e-6) for L in (4096, 32768) for B in (1, 8) for name in OURS
+    goals=(
+        Goal(_bench_name(1, 4096), APPEND, INT8, EAGER, 2.0),
+        *(
+            TimeGoal(_bench_name(B, L), APPEND, name, H200, 5e-6)
+            for L in (4096, 32768)
+            for B in (1, 8)
+            for name in OURS
+        ),
     ),
     waits=True,
     support={
