@@ -270,4 +270,19 @@ inline void check_attention(const Checker& check, const AttentionArguments& a, P
   params.scale = static_cast<float>(a.scale);
 }
 
+// What paro_attention returns.
+struct AttendedTensors {
+  Tensor out, lse;
+
+  AttendedTensors(const Tensor& like, const ParoShape& s, ScalarType dtype, bool need_lse)
+      : out(core::empty_like_on(like, {s.batch, s.num_heads, s.length, s.head_dim}, dtype)),
+        lse(make_floats(like, {s.batch, s.num_heads, s.length}, need_lse)) {}
+
+  // Of a call that has tokens.
+  void fill(ParoAttentionParams& params) const {
+    params.out = out.mutable_data_ptr();
+    params.lse = floats_or_null(lse);
+  }
+};
+
 }  // namespace tokcore::attention

@@ -37,19 +37,15 @@ std::tuple<Tensor, Tensor> paro_attention(const Tensor& q_codes, const Tensor& q
                                         block_n,    head_dim,  scale,       out_dtype, qk,      pv};
   ParoAttentionParams params = {};
   check_attention(check, arguments, params);
-  const ParoShape& shape = params.shape;
-  const Tensor out =
-      core::empty_like_on(q_codes, {shape.batch, shape.num_heads, shape.length, shape.head_dim}, out_dtype);
-  const Tensor lse = make_floats(q_codes, {shape.batch, shape.num_heads, shape.length}, need_lse);
-  if (out.numel() > 0) {
+  const AttendedTensors made(q_codes, params.shape, out_dtype, need_lse);
+  if (made.out.numel() > 0) {
     const Tensor dense_bits = torch::stable::contiguous(mask_bits);
     params.mask = mask_view(dense_bits, block_m, block_n);
-    params.out = out.mutable_data_ptr();
-    params.lse = floats_or_null(lse);
-    cpu::expect_large_writes(params.out, static_cast<size_t>(out.numel()) * out.element_size());
+    made.fill(params);
+    cpu::expect_large_writes(params.out, static_cast<size_t>(made.out.numel()) * made.out.element_size());
     run_paro_attention_cpu(params, core::torch_threads());
   }
-  return {out, lse};
+  return {made.out, made.lse};
 }
 
 }  // namespace

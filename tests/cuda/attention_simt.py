@@ -46,6 +46,12 @@ def give_attention(
     give_shape(arrays, q, k)
     for name, tensor in {"q": q, "k": k, "v": v}.items():
         give_heads(arrays, name, tensor)
+    give_mask(arrays, bits, block_m, block_n)
+    arrays.fields |= options
+
+
+def give_mask(arrays: Arrays, bits: Tensor, block_m: int, block_n: int) -> None:
+    """Bits of 1 or B batch entries and 1 or H heads."""
     arrays.give("mask_bits", bits)
     row, head = bits.size(3), bits.size(2) * bits.size(3)
     arrays.fields |= {
@@ -54,7 +60,6 @@ def give_attention(
         "mask_stride_row": row,
         "block_m": block_m,
         "block_n": block_n,
-        **options,
     }
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from attention_simt import give_heads, run
+from attention_simt import give_heads, give_mask, run
 from linear_logprobs_simt import SETUP as SETUP
 from linear_logprobs_simt import Arrays
 from simt_support import simt
@@ -15,7 +16,7 @@ from torch import Tensor
 from tokcore.ops._paro_checks import CODE_DTYPES, operand_shapes
 
 CODES = ("q_codes", "k_codes", "v_codes")
-SCALES = ("q_scale", "k_scale", "v_scale")
+OPERANDS = ("q_codes", "q_scale", "k_codes", "k_scale", "v_codes", "v_scale")
 
 
 def _give_order(arrays: Arrays, permutation: Sequence[int], grid: Sequence[int], text: Sequence[int]) -> None:
@@ -64,7 +65,7 @@ def prepare(
     shapes = operand_shapes(B, H, Hkv, N, D, qk, pv)
     shapes["k_mean"] = (B, Hkv, D) if smooth_k else (0,)
     shapes["mean_score"] = (B, H, N) if smooth_k and need_lse else (0,)
-    names = ("q_codes", "q_scale", "k_codes", "k_scale", "v_codes", "v_scale", "k_mean", "mean_score")
+    names = (*OPERANDS, "k_mean", "mean_score")
     made = {}
     for name in names:
         dtype = CODE_DTYPES[pv if name == "v_codes" else qk] if name in CODES else torch.float32
@@ -75,12 +76,53 @@ def prepare(
     return tuple(made[name].clone() for name in names)
 
 
+def attention(
+    q_codes: Tensor,
+    q_scale: Tensor,
+    k_codes: Tensor,
+    k_scale: Tensor,
+    v_codes: Tensor,
+    v_scale: Tensor,
+    mean_score: Tensor,
+    mask_bits: Tensor,
+    permutation: Sequence[int],
+    grid: Sequence[int],
+    text: Sequence[int],
+    block_m: int,
+    block_n: int,
+    *,
+    head_dim: int,
+    scale: float,
+    out_dtype: torch.dtype,
+    qk: str = "int8",
+    pv: str = "int8",
+    need_lse: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """``tokcore::paro_attention``."""
+    arrays = Arrays()
+    B, H = q_codes.shape[:2]
+    N = math.prod(grid) + sum(text)
+    _give_shape(arrays, B, H, k_codes.size(1), N, head_dim, out_dtype, qk, pv)
+    _give_order(arrays, permutation, grid, text)
+    operands = (q_codes, q_scale, k_codes, k_scale, v_codes, v_scale, mean_score)
+    for name, operand in zip((*OPERANDS, "mean_score"), operands, strict=True):
+        arrays.give(name, operand if operand.dim() > 1 else None)
+    give_mask(arrays, mask_bits.contiguous(), block_m, block_n)
+    arrays.fields["scale"] = scale
+    out = arrays.take("out", (B, H, N, head_dim), out_dtype)
+    lse = arrays.take("lse", (B, H, N), torch.float32) if need_lse else torch.empty(0)
+    if out.numel():
+        run(simt.ParoAttention(arrays.fields), arrays)
+    return out.clone(), lse.clone()
+
+
 @contextmanager
 def in_place_of_the_cpu() -> Iterator[None]:
     """The operators run these functions for CPU tensors, and so do the public functions."""
     library = torch.library.Library("tokcore", "IMPL")
     try:
         library.impl("paro_prepare", prepare, "CPU", allow_override=True)
+        library.impl("paro_attention", attention, "CPU", allow_override=True)
         yield
     finally:
         library._destroy()

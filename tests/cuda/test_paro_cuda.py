@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,21 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "ops"))
 
 import paro_simt as cuda
 import pytest
+import test_paro_attention as properties
 import torch
 from simt_support import POLICIES, Policy
+from support import assert_error_rule
 from torch import Tensor
 
 import tokcore
+from tokcore import BlockMask
 from tokcore.testing import tables
 
 TABLE = tables()["paro_attention"]
 QUICK = [case.name for case in TABLE.cases if "quick" in case.tags]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FORMATS = tuple(itertools.product(("int8", "int4", "bf16"), ("int8", "int4", "fp8", "bf16")))
+ENGINES = (("int8", "int8"), ("int4", "fp8"), ("bf16", "int4"), ("bf16", "bf16"))  # each pair of kinds of products
 OPERANDS = ("q_codes", "q_scale", "k_codes", "k_scale", "v_codes", "v_scale", "k_mean")
 
 
@@ -51,7 +56,7 @@ def assert_same_operands(given: dict[str, Any]) -> tokcore.ParoOperands:
     return found
 
 
-@pytest.mark.parametrize("name", QUICK[::3])
+@pytest.mark.parametrize("name", QUICK[2::4])
 def test_operands_are_those_of_the_cpu(name: str) -> None:
     inputs = TABLE.make_inputs(TABLE.case(name), "cpu", 0)
     assert_same_operands({key: value for key, value in inputs.items() if key not in ("block_mask", "scale")})
@@ -106,3 +111,107 @@ def test_nothing_outside_the_arrays_is_touched(
             q, k, v = given
             options = {"permutation": 5, "grid": (4, 4, 4), "text": (1, 2), "qk": qk, "pv": pv}
             assert_same_operands({"q": q, "k": k, "v": v, **options})
+
+
+# ---- attention ----
+
+
+@pytest.fixture
+def on_cuda() -> Iterator[None]:
+    with cuda.in_place_of_the_cpu():
+        yield
+
+
+def a_call(D: int, qk: str, pv: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
+    """With text at both ends, a rotation, groups of heads and a mask with holes."""
+    grid, text = (3, 5, 9), (3, 5)
+    N = math.prod(grid) + sum(text)
+    q, k, v = heads(N, D, dtype=dtype)
+    kept = torch.rand(1, 2, 3, 3, generator=torch.Generator().manual_seed(1)) < 0.5
+    call: dict[str, Any] = {"q": q, "k": k, "v": v, "block_mask": BlockMask.from_dense(kept, shape=(N, N))}
+    call |= {"permutation": [4], "grid": grid, "text": text, "qk": qk, "pv": pv}
+    if D % 2 == 0:
+        angles = 6.0 * torch.rand(N, D // 2, generator=torch.Generator().manual_seed(2))
+        call["rope"] = (angles.cos(), angles.sin())
+    return call
+
+
+@pytest.mark.usefixtures("on_cuda")
+@pytest.mark.parametrize("name", QUICK[::4])
+def test_case(name: str) -> None:
+    assert_error_rule(TABLE, TABLE.make_inputs(TABLE.case(name), "cpu", 0))
+
+
+@pytest.mark.usefixtures("on_cuda")
+@pytest.mark.parametrize(("qk", "pv"), ENGINES)
+@pytest.mark.parametrize("D", [64, 128, 256])
+def test_every_order_of_threads_gives_the_same_bits(qk: str, pv: str, D: int) -> None:
+    operands = tokcore.paro_prepare(**{x: y for x, y in a_call(D, qk, pv).items() if x != "block_mask"})
+    mask = a_call(D, qk, pv)["block_mask"]
+    expected = operands.attend(mask, return_lse=True)
+    for policy in (*POLICIES[1 + D // 128 :: 3], Policy(workers=2)):
+        policy.use()
+        found = operands.attend(mask, return_lse=True)
+        assert all(same_bits(a, b) for a, b in zip(found, expected, strict=True)), str(policy)
+
+
+@pytest.mark.usefixtures("on_cuda")
+@pytest.mark.parametrize("placement", ["end", "start"])
+@pytest.mark.parametrize(("qk", "pv"), ENGINES)
+@pytest.mark.parametrize("D", [32, 33, 130, 255])
+def test_attention_touches_nothing_outside_the_arrays(
+    D: int, qk: str, pv: str, placement: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda.SETUP, "placement", placement)
+    assert_error_rule(TABLE, a_call(D, qk, pv, DTYPES[D % 3]))
+
+
+@pytest.mark.usefixtures("on_cuda")
+@pytest.mark.parametrize(("block", "text"), [((64, 64), (0, 0)), ((128, 64), (1, 0)), ((64, 128), (0, 70))])
+def test_a_walk_over_many_words_of_a_mask(block: tuple[int, int], text: tuple[int, int]) -> None:
+    # Words without any bit, single bits, and rows of which the two halves of a tile keep different blocks.
+    grid = (5, 8, 70)
+    N = math.prod(grid) + sum(text)
+    q, k, v = heads(N, 32, H=1)
+    rows, columns = -(-N // block[0]), -(-N // block[1])
+    dense = torch.zeros(1, 1, rows, columns, dtype=torch.bool)
+    for row in range(0, rows, 3):
+        dense[0, 0, row, [(7 * row) % columns, columns - 1 - row]] = row != 3
+    mask = BlockMask.from_dense(dense, block, shape=(N, N))
+    call = {"q": q, "k": k, "v": v, "block_mask": mask, "permutation": [5], "grid": grid, "text": text}
+    assert_error_rule(TABLE, {**call, "qk": "int8", "pv": "int8"})
+
+
+@pytest.mark.usefixtures("on_cuda")
+class TestProperties:
+    """What tests/ops/test_paro_attention.py says of the op."""
+
+    @pytest.mark.parametrize(("qk", "pv"), ENGINES)
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_what_is_not_finite(self, qk: str, pv: str, value: float) -> None:
+        properties.test_what_is_not_finite_reaches_what_shares_its_scale(qk, pv, value)
+
+    @pytest.mark.parametrize("engine", [("int8", "int8"), ("bf16", "bf16")])
+    def test_the_mask_counts_positions(self, engine: tuple[str, str]) -> None:
+        properties.test_the_mask_counts_positions(*engine)
+
+    def test_text_is_kept(self) -> None:
+        properties.test_text_is_kept_whatever_the_mask_says()
+
+    def test_order_and_inverse(self) -> None:
+        properties.test_order_and_inverse_are_the_identity(3, (2, 5))
+
+    def test_extreme_scores(self) -> None:
+        properties.test_extreme_scores_stay_exact_at_the_greatest()
+
+    def test_smoothing_mends_outliers(self) -> None:
+        properties.test_smoothing_mends_outliers("int4")
+
+    def test_groups_of_heads(self) -> None:
+        properties.test_groups_of_heads(3)
+
+    def test_accuracy(self) -> None:
+        properties.test_accuracy_on_scores_of_deviation_one(96, 520)
+
+    def test_no_tokens(self) -> None:
+        properties.test_no_tokens_no_heads()

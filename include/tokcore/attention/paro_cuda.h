@@ -15,4 +15,7 @@ inline constexpr int64_t kMostParoKeyHeadsCuda = 1024;  // Hkv: the codes of all
 size_t paro_prepare_workspace_cuda(const ParoPrepareParams& params, const CudaMachine& machine);
 void run_paro_prepare_cuda(const ParoPrepareParams& params, const CudaCall& call);
 
+size_t paro_attention_workspace_cuda(const ParoAttentionParams& params, const CudaMachine& machine);
+void run_paro_attention_cuda(const ParoAttentionParams& params, const CudaCall& call);
+
 }  // namespace tokcore

@@ -74,4 +74,31 @@ struct MmaSm80<float> {
   }
 };
 
+// Integers of up to 22 bits beside their sign, as floats: sums in int32 that begin with the bits of this number are
+// read as floats without a conversion, and less the same number they are what was summed.
+inline constexpr float kIntegerOrigin = 12582912.0f;
+
+// Bytes times bytes, 32 of k at a time. Sums are in int32; their bits are what the floats hold.
+template <class Instruction>
+TOKCORE_DEVICE void multiply_byte_fragments(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  uint32_t sums[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) sums[i] = __float_as_uint(d[i]);
+  Instruction::fma(sums[0], sums[1], sums[2], sums[3], a[0], a[1], a[2], a[3], b[0], b[1], sums[0], sums[1], sums[2],
+                   sums[3]);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) d[i] = __uint_as_float(sums[i]);
+}
+
+template <>
+struct MmaSm80<int8_t> {
+  using PreparedA = FragmentA;
+  using PreparedB = FragmentB;
+  static TOKCORE_DEVICE PreparedA prepare_a(const FragmentA& a) { return a; }
+  static TOKCORE_DEVICE PreparedB prepare_b(const FragmentB& b) { return b; }
+  static TOKCORE_DEVICE void multiply(float (&d)[4], const PreparedA& a, const PreparedB& b) {
+    multiply_byte_fragments<cute::SM80_16x8x32_S32S8S8S32_TN>(d, a.x, b.x);
+  }
+};
+
 }  // namespace tokcore::cuda

@@ -197,12 +197,11 @@ def composition(inputs: Inputs) -> Outputs:
 
 
 SUPPORT = {
-    option: {"cpu": "yes", "cuda": "no: no CUDA kernel yet"}
+    option: {"cpu": "yes", "cuda": "yes"}
     for option in (
         "float32, bfloat16, float16",
         "blocks 64x64, 128x64, 64x128, 128x128",
         "head sizes 32 to 256",
-        "Hkv that divides H",
         "orders FHW, FWH, HWF, HFW, WHF, WFH",
         "text before and after",
         "rope: interleaved, half; tables [N or F*H*W, D or D/2]",
@@ -212,13 +211,29 @@ SUPPORT = {
     )
 }
 SUPPORT |= {
-    "qk int8": {"cpu": "yes: AMX int8 tiles; fp32 arithmetic below AMX", "cuda": "no: no CUDA kernel yet"},
-    "qk int4": {"cpu": "yes: stored in 4 bits, computed as int8", "cuda": "no: no CUDA kernel yet"},
-    "qk bf16": {"cpu": "yes: AMX bf16 tiles; fp32 arithmetic below AMX", "cuda": "no: no CUDA kernel yet"},
-    "pv int8": {"cpu": "yes: AMX int8 tiles; fp32 arithmetic below AMX", "cuda": "no: no CUDA kernel yet"},
-    "pv int4": {"cpu": "yes: stored in 4 bits, computed as int8", "cuda": "no: no CUDA kernel yet"},
-    "pv fp8": {"cpu": "yes: stored as e4m3, computed as bf16", "cuda": "no: no CUDA kernel yet"},
-    "pv bf16": {"cpu": "yes: AMX bf16 tiles; fp32 arithmetic below AMX", "cuda": "no: no CUDA kernel yet"},
+    "Hkv that divides H": {"cpu": "yes", "cuda": "yes: up to 1024 key heads"},
+    "qk int8": {
+        "cpu": "yes: AMX int8 tiles; fp32 arithmetic below AMX",
+        "cuda": "yes: int8 mma.sync, exact sums",
+    },
+    "qk int4": {
+        "cpu": "yes: stored in 4 bits, computed as int8",
+        "cuda": "yes: stored in 4 bits, computed as int8",
+    },
+    "qk bf16": {"cpu": "yes: AMX bf16 tiles; fp32 arithmetic below AMX", "cuda": "yes: bf16 mma.sync"},
+    "pv int8": {
+        "cpu": "yes: AMX int8 tiles; fp32 arithmetic below AMX",
+        "cuda": "yes: int8 mma.sync, exact sums of 64 keys",
+    },
+    "pv int4": {
+        "cpu": "yes: stored in 4 bits, computed as int8",
+        "cuda": "yes: stored in 4 bits, computed as int8",
+    },
+    "pv fp8": {
+        "cpu": "yes: stored as e4m3, computed as bf16",
+        "cuda": "yes: stored as e4m3, computed as bf16",
+    },
+    "pv bf16": {"cpu": "yes: AMX bf16 tiles; fp32 arithmetic below AMX", "cuda": "yes: bf16 mma.sync"},
     "gradients": {"cpu": "no", "cuda": "no"},
 }
 
