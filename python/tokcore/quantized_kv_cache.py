@@ -252,14 +252,28 @@ class QuantizedKVCache:
         scales = self._channel_scales
         return self._lengths, self._window_starts, recent, tiers[0], tiers[1], scales["k"], scales["v"]
 
-    def append(self, layer: int, k: Tensor, v: Tensor, lengths: Tensor | Sequence[int] | None = None) -> None:
+    def append(
+        self,
+        layer: int,
+        k: Tensor,
+        v: Tensor,
+        lengths: Tensor | Sequence[int] | None = None,
+        *,
+        validate: bool = True,
+    ) -> None:
         """Appends k, v [B, T, Hkv, D] to a layer; of row b only the first ``lengths[b]`` tokens where that is given.
 
-        A failed append leaves the cache as it was.
+        A failed append leaves the cache as it was. ``validate=False`` spares the wait for a GPU: what is wrong with
+        values (lengths out of range, more tokens than the capacity) does not raise then, but is refused on the device
+        as a whole; on the CPU it raises all the same.
         """
         if not self._takes(k, v):
             self._check_new_tokens(k, v)
         state, T = self.layer(layer), k.size(1)
+        if not validate:
+            slots = self._slots_on_device(state.lengths, lengths, T)
+            call_append(self, state, k.flatten(0, 1), v.flatten(0, 1), slots)
+            return
         new = [T] * self.batch if lengths is None else self._new_lengths(lengths, T)
         before = state.lengths.tolist()
         most = max(map(int.__add__, before, new))
@@ -308,6 +322,22 @@ class QuantizedKVCache:
         if self.device.type != "cpu":
             return torch.tensor(ends, device=self.device)
         return self._slots[layer].set(ends)
+
+    def _slots_on_device(self, before: Tensor, lengths: Tensor | Sequence[int] | None, most: int) -> Tensor:
+        """Slots of the tokens, from values that nobody looks at: what does not fit is -2, which the op refuses."""
+        if lengths is None:
+            new = before.new_full((self.batch,), most)
+        elif isinstance(lengths, Tensor):
+            checks._shape(_require_append, "lengths", lengths, (self.batch,), "B of the cache")
+            new = lengths.to(self.device)
+        else:
+            new = torch.tensor(self._new_lengths(lengths, most), device=self.device)
+        steps = torch.arange(most, device=self.device)
+        rows = torch.arange(self.batch, device=self.device).unsqueeze(1)
+        positions = before.to(torch.int64).unsqueeze(1) + steps
+        wrong = ((new < 0) | (new > most)).unsqueeze(1)
+        slots = torch.where(wrong | (positions >= self.capacity), -2, rows * self.capacity + positions)
+        return torch.where(wrong | (steps < new.unsqueeze(1)), slots, -1).flatten()
 
     def _new_lengths(self, lengths: Tensor | Sequence[int], most: int) -> list[int]:
         """Tokens that each sequence gets."""

@@ -139,11 +139,11 @@ class TokenTree:
     # ---- making them -------------------------------------------------------------------------------------------------
 
     @classmethod
-    def chain(cls, tokens: Tensor, counts: Tensor | Sequence[int] | None = None) -> TokenTree:
+    def chain(cls, tokens: Tensor, counts: Tensor | Sequence[int] | None = None, *, validate: bool = True) -> TokenTree:
         """Drafts without branches: node i follows node i - 1. tokens int64 [B, N]."""
         checks._tensor(checks.wrapper_require(f"{_CLASS}.chain"), "tokens", tokens)
         parents = torch.arange(-1, tokens.size(-1) - 1, dtype=torch.int32, device=tokens.device)
-        return cls(parents.expand(tokens.shape).contiguous(), tokens, counts)
+        return cls(parents.expand(tokens.shape).contiguous(), tokens, counts, validate=validate)
 
     @classmethod
     def from_mask(

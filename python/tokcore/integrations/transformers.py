@@ -51,12 +51,16 @@ class TokcoreLayer(CacheLayerMixin):
         kv = self.cache.kv
         tree = self.cache.tree
         counts = None if tree is None else tree.counts
-        kv.append(self.index, key_states.transpose(1, 2), value_states.transpose(1, 2), counts)
+        # A tree comes from a session, which has room for it: then nobody waits for a GPU to look.
+        validate = tree is None or kv.device.type == "cpu"
+        kv.append(self.index, key_states.transpose(1, 2), value_states.transpose(1, 2), counts, validate=validate)
         _WRITTEN.set(self)
         return key_states, value_states
 
     def get_seq_length(self) -> int:
-        """Tokens of the longest sequence."""
+        """Tokens of the longest sequence; 0 while a tree is read, whose positions are given: no GPU is waited for."""
+        if self.cache.tree is not None:
+            return 0
         return int(self.cache.kv.layer(self.index).lengths.max())
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -168,6 +172,11 @@ class TransformersModel:
         self.model = model
         self.vocab_size: int = model.config.get_text_config(decoder=True).vocab_size
 
+    @property
+    def device(self) -> torch.device:
+        """Where prompts that are lists go."""
+        return self.model.device
+
     def session(self, batch: int, capacity: int, cache: CacheOptions = None) -> TransformersSession:
         """A session with a cache of its own."""
         return TransformersSession(self, TokcoreCache.of(self.model, batch, capacity, cache))
@@ -189,7 +198,7 @@ class TransformersSession:
         for start in range(0, tokens.size(1), MOST_NODES):
             piece = tokens[:, start : start + MOST_NODES].contiguous()
             counts = (lengths - start).clamp(0, piece.size(1)).to(torch.int32)
-            self.forward(TokenTree.chain(piece, counts))
+            self.forward(TokenTree.chain(piece, counts, validate=False))
 
     @torch.no_grad()
     def forward(self, tree: TokenTree) -> Tensor:

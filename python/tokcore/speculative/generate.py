@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ def generate(
 
     Args:
         model: what continues; :class:`SpeculativeModel`.
-        input_ids: int64 [B, L], or B lists of tokens; each prompt has at least one.
+        input_ids: int64 [B, L] where the model lies, or B lists of tokens; each prompt has at least one.
         max_new_tokens: most new tokens of a request.
         drafter: None is plain decoding.
         lengths: tokens of every prompt where ``input_ids`` is a tensor padded on the right; None: L.
@@ -78,6 +79,9 @@ def generate(
     Raises:
         TypeError, ValueError: a wrong type or value, an empty prompt, a token outside the vocabulary; what the
         verification refuses, NaN logits for instance.
+
+    On a GPU a step waits for it once, when the accepted tokens are read; a drafter with a model waits in every
+    question it asks, and ``switch`` once more a step for the entropies.
     """
     require = checks.wrapper_require(_OP)
     checks.check_count(require, "max_new_tokens", max_new_tokens, 0, 2**30, "tokens")
@@ -87,7 +91,7 @@ def generate(
     if isinstance(budget, int):
         checks.check_count(require, "budget", budget, 1, MOST_NODES, "nodes of a tree")
         most_nodes = min(most_nodes, budget)
-    device = input_ids.device if isinstance(input_ids, Tensor) else torch.device("cpu")
+    device = input_ids.device if isinstance(input_ids, Tensor) else torch.device(getattr(model, "device", "cpu"))
     run = _Generation(model, prompts, max_new_tokens, most_nodes, cache, switch, device)
     run.drafter, run.budget, run.temperature, run.rule, run.sampling = drafter, budget, temperature, rule, sampling
     run.seeds = seed if isinstance(seed, Tensor) else torch.full((len(prompts),), seed, device=device)
@@ -121,11 +125,43 @@ def _as_prompts(
     return rows
 
 
-class _Turn:
-    """A model of the generation and its session."""
+class _Clock:
+    """Seconds by part: of the host's clock, or between events of a GPU, which are read after it was waited for."""
 
-    def __init__(self, model: SpeculativeModel, batch: int, capacity: int, cache: CacheOptions) -> None:
-        self.session: Session = model.session(batch, capacity, cache)
+    def __init__(self, device: torch.device, seconds: dict[str, float]) -> None:
+        self._device, self._seconds = device, seconds
+        self._events: list[tuple[str, Any, Any]] = []
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """What is done inside belongs to the part ``name``."""
+        if self._device.type != "cuda":
+            start = time.perf_counter()
+            yield
+            self._seconds[name] += time.perf_counter() - start
+            return
+        stream = torch.cuda.current_stream(self._device)
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        before.record(stream)
+        yield
+        after.record(stream)
+        self._events.append((name, before, after))
+
+    def read(self) -> None:
+        """Adds up what has ended."""
+        for name, before, after in self._events:
+            self._seconds[name] += before.elapsed_time(after) / 1000.0
+        self._events.clear()
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What the host learns of a step."""
+
+    paths: list[list[int]]  # accepted nodes of every request
+    drafted: list[list[int]]  # tokens of every tree
+    following: list[int]  # the token after the path, -1: none
+    nodes: int  # of all trees
 
 
 class _Generation:
@@ -163,36 +199,29 @@ class _Generation:
         self.history = history.to(device)
         self.done = [max_new_tokens == 0] * batch
         self.statistics = GenerationStatistics(accepted=[[] for _ in prompts])
+        self.clock = _Clock(device, self.statistics.seconds)
         models = [model] if switch is None else [model, switch.small]
-        with self._timed("prefill"):
+        with self.clock.part("prefill"):
             self.sessions = [one.session(batch, self.capacity, cache) for one in models]  # type: ignore[attr-defined]
+        self.cached = [[0] * batch for _ in models]  # tokens in each session's cache, known without asking a GPU
         self.active = [0] * batch  # which session makes a request's next step
         self.since = [0] * batch  # steps since it changed
         self.entropies: list[list[float]] = [[] for _ in prompts]
 
-    @contextmanager
-    def _timed(self, part: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.statistics.seconds[part] += time.perf_counter() - start
-
     def run(self) -> GenerationResult:
         if self.drafter is not None:
-            with self._timed("draft"):
-                self.drafter.start(
-                    DraftStart(
-                        self.history, self._tensor(self.lengths), self.vocab_size, self.capacity, self.most_nodes
-                    )
-                )
+            with self.clock.part("draft"):
+                lengths = self._upload(self.lengths)
+                start = DraftStart(self.history, lengths, self.vocab_size, self.capacity, self.most_nodes)
+                self.drafter.start(start)
         while not all(self.done):
             for index, session in enumerate(self.sessions):
                 members = [not end and turn == index for end, turn in zip(self.done, self.active, strict=True)]
                 if any(members):
-                    self._catch_up(session, members)
+                    self._catch_up(index, session, members)
                     self._step(index, session, members)
         rows = self.history.tolist()
+        self.clock.read()
         tokens = [
             torch.tensor(row[first:length], dtype=torch.int64, device=self.device)
             for row, first, length in zip(rows, self.firsts, self.lengths, strict=True)
@@ -200,12 +229,16 @@ class _Generation:
         self.statistics.new_tokens = sum(part.numel() for part in tokens)
         return GenerationResult(tokens, self.statistics)
 
-    def _tensor(self, values: Sequence[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=self.device)
+    def _upload(self, values: Sequence[int] | Sequence[Sequence[int]], dtype: torch.dtype = torch.int32) -> Tensor:
+        """To the device; from pinned memory, so that the host does not wait for a GPU."""
+        made = torch.tensor(values, dtype=dtype)
+        if self.device.type != "cuda":
+            return made.to(self.device)
+        return made.pin_memory().to(self.device, non_blocking=True)
 
-    def _catch_up(self, session: Session, members: list[bool]) -> None:
+    def _catch_up(self, index: int, session: Session, members: list[bool]) -> None:
         """Everything before the root into the cache: the prompt, or what the other model made."""
-        have = session.lengths.tolist()
+        have = self.cached[index]
         missing = [
             length - 1 - there if member else 0
             for length, there, member in zip(self.lengths, have, members, strict=True)
@@ -213,35 +246,39 @@ class _Generation:
         most = max(missing)
         if most == 0:
             return
-        with self._timed("prefill"):
-            tokens = torch.zeros(len(missing), most, dtype=torch.int64, device=self.device)
-            for b, count in enumerate(missing):
-                tokens[b, :count] = self.history[b, have[b] : have[b] + count]
-            session.append(tokens, self._tensor(missing))
+        with self.clock.part("prefill"):
+            begin, counts = self._upload([have, missing])
+            steps = torch.arange(most, device=self.device)
+            places = (begin.unsqueeze(1) + steps).clamp(max=self.capacity - 1)
+            tokens = torch.where(steps < counts.unsqueeze(1), self.history.gather(1, places), 0)
+            session.append(tokens, counts)
+        self.cached[index] = [there + count for there, count in zip(have, missing, strict=True)]
 
     def _step(self, index: int, session: Session, members: list[bool]) -> None:
         most = self.budget.choose(self.most_nodes) if isinstance(self.budget, ThroughputBudget) else self.most_nodes
         start = time.perf_counter()
-        lengths = self._tensor(self.lengths)
+        lengths, budgets = self._upload([self.lengths, [most if member else 0 for member in members]])
         roots = self.history.gather(1, (lengths.to(torch.int64) - 1).unsqueeze(1)).squeeze(1)
-        budgets = self._tensor([most if member else 0 for member in members])
         context = DraftContext(self.history, lengths, roots, budgets, self._draws())
-        with self._timed("draft"):
+        with self.clock.part("draft"):
             draft = self._draft(context)
-        with self._timed("forward"):
+        with self.clock.part("forward"):
             hidden = session.forward(draft.tree)
         wanted = 0 if self.drafter is None else self.drafter.num_candidates
-        with self._timed("verify"):
+        with self.clock.part("verify"):
             verdict, candidates = self._verify(session, draft, hidden, wanted, lengths)
-        with self._timed("compact"):
+        with self.clock.part("compact"):
             session.compact(draft.tree, verdict)
         if self.drafter is not None:
-            with self._timed("draft"):
+            with self.clock.part("draft"):
                 self.drafter.update(context, draft.tree, candidates)
+        outcome = self._read(draft.tree, verdict)
+        self.cached[index] = [there + len(path) for there, path in zip(self.cached[index], outcome.paths, strict=True)]
         if self.switch is not None:
-            self._take_turns(index, session, hidden, verdict, members)
-        paths = self._write(draft, verdict, members)
+            self._take_turns(index, session, hidden, outcome, members)
+        self._write(draft, verdict, outcome, lengths, members)
         if isinstance(self.budget, ThroughputBudget):
+            paths = [path for path, member in zip(outcome.paths, members, strict=True) if member]
             self.budget.observe(most, paths, time.perf_counter() - start)
 
     def _draws(self) -> Draws | None:
@@ -254,7 +291,8 @@ class _Generation:
         if self.drafter is not None:
             return self.drafter.draft(context)
         roots = context.roots.unsqueeze(1)
-        return Draft(TokenTree(torch.full_like(roots, -1, dtype=torch.int32), roots, context.budgets))
+        parents = torch.full_like(roots, -1, dtype=torch.int32)
+        return Draft(TokenTree(parents, roots, context.budgets, validate=False))
 
     def _verify(
         self, session: Session, draft: Draft, hidden: Tensor, wanted: int, lengths: Tensor
@@ -279,53 +317,66 @@ class _Generation:
         )
         return verdict, session.top(hidden, wanted) if wanted else None
 
-    def _write(self, draft: Draft, verdict: Verdict, members: list[bool]) -> list[list[int]]:
-        """New tokens into the history; returns the accepted nodes of every request that had a tree."""
-        nodes, counts = verdict.accepted_nodes.tolist(), verdict.accepted_counts.tolist()
-        tokens, following = draft.tree.tokens.tolist(), verdict.next_token.tolist()
+    def _read(self, tree: TokenTree, verdict: Verdict) -> _Outcome:
+        """What the step brought, in one piece: here, and nowhere else in a step, the host waits for a GPU."""
+        numbers = (verdict.accepted_counts, verdict.next_token, tree.counts)
+        parts = (*(part.unsqueeze(1) for part in numbers), verdict.accepted_nodes, tree.tokens)
+        rows = torch.cat([part.to(torch.int64) for part in parts], 1).tolist()
+        self.clock.read()
+        first = len(numbers) + verdict.accepted_nodes.size(1)
+        return _Outcome(
+            paths=[row[len(numbers) : len(numbers) + row[0]] for row in rows],
+            drafted=[row[first:] for row in rows],
+            following=[row[1] for row in rows],
+            nodes=sum(row[2] for row in rows),
+        )
+
+    def _write(self, draft: Draft, verdict: Verdict, outcome: _Outcome, lengths: Tensor, members: list[bool]) -> None:
+        """New tokens into the history."""
         written: list[list[int]] = []
-        paths = []
         for b, member in enumerate(members):
             if not member:
                 written.append([])
                 continue
             checks.wrapper_require(_OP)(
-                following[b] >= 0,
+                outcome.following[b] >= 0,
                 "model",
                 lambda: "logits without NaN",
                 lambda b=b: f"NaN for request {b}",  # type: ignore[misc]
             )
-            path = nodes[b][: counts[b]]
-            paths.append(path)
-            new = [*(tokens[b][node] for node in path[1:]), following[b]]
+            new = [*(outcome.drafted[b][node] for node in outcome.paths[b][1:]), outcome.following[b]]
             self.statistics.accepted[b].append(len(new) - 1)
             new = new[: self.limits[b] - self.lengths[b]]
             stop = next((i for i, token in enumerate(new) if token in self.stop_tokens), None)
             if stop is not None:
                 new = new[: stop + 1]
-            self.history[b, self.lengths[b] : self.lengths[b] + len(new)] = torch.tensor(new, device=self.device)
             self.lengths[b] += len(new)
             self.done[b] = stop is not None or self.lengths[b] == self.limits[b]
             written.append(new)
             if self.on_tokens is not None:
                 self.on_tokens(b, new)
-        self.statistics.nodes.append(int(draft.tree.counts.sum()))
+        # What is behind a request's tokens is room: padding may be written there.
+        most = max(map(len, written))
+        padded = self._upload([new + [0] * (most - len(new)) for new in written], torch.int64)
+        places = lengths.to(torch.int64).unsqueeze(1) + torch.arange(most, device=self.device)
+        self.history.scatter_(1, places, padded)
+        self.statistics.nodes.append(outcome.nodes)
         if self.on_step is not None:
             self.on_step(Step(draft, verdict, written))
-        return paths
 
-    def _take_turns(self, index: int, session: Session, hidden: Tensor, verdict: Verdict, members: list[bool]) -> None:
-        """Entropies of the distributions on the accepted path decide who goes on."""
+    def _take_turns(self, index: int, session: Session, hidden: Tensor, outcome: _Outcome, members: list[bool]) -> None:
+        """Entropies of the distributions on the accepted paths decide who goes on."""
         assert self.switch is not None
-        nodes, counts = verdict.accepted_nodes.tolist(), verdict.accepted_counts.tolist()
+        places = [(b, node) for b, member in enumerate(members) if member for node in outcome.paths[b]]
+        rows, nodes = self._upload(list(zip(*places, strict=True)), torch.int64)
+        logprobs = torch.log_softmax(session.logits(hidden[rows, nodes]).float(), -1)
+        found = -(logprobs.exp() * logprobs.clamp(min=-1e4)).sum(-1)
+        for (b, _), entropy in zip(places, found.tolist(), strict=True):
+            self.entropies[b] = [*self.entropies[b], entropy][-self.switch.window :]
         for b, member in enumerate(members):
             if not member:
                 continue
             self.statistics.small_steps += index
-            path = torch.tensor(nodes[b][: counts[b]], device=self.device)
-            logprobs = torch.log_softmax(session.logits(hidden[b, path]).float(), -1)
-            entropy = -(logprobs.exp() * logprobs.clamp(min=-1e4)).sum(-1)
-            self.entropies[b] = [*self.entropies[b], *entropy.tolist()][-self.switch.window :]
             self.since[b] += 1
             wanted = int(sum(self.entropies[b]) / len(self.entropies[b]) <= self.switch.threshold)
             if wanted != index and self.since[b] >= self.switch.least:

@@ -38,7 +38,7 @@ class _ModelDrafter:
         budgets = context.budgets.clamp(max=self.max_nodes)
         if not bool((budgets > 1).any()):
             roots = context.roots.unsqueeze(1)
-            return Draft(TokenTree(torch.full_like(roots, -1, dtype=torch.int32), roots, budgets))
+            return Draft(TokenTree(torch.full_like(roots, -1, dtype=torch.int32), roots, budgets, validate=False))
         draws = context.draws if context.draws is not None and context.draws.rule in self.draws_for else None
         self._asking.begin(DraftContext(context.history, context.lengths, context.roots, budgets), draws)
         return self._build(context.roots, budgets)
@@ -64,7 +64,7 @@ class _ModelDrafter:
         above = sources.gather(1, parents)
         rows = torch.arange(sources.size(0), device=sources.device).unsqueeze(1)
         ranks = (self._asking.candidates[rows, above] == trees.tokens.unsqueeze(-1)).int().argmax(-1)
-        depths = TokenTree(*trees[:3]).depths()
+        depths = TokenTree(*trees[:3], validate=False).depths()
         columns = (depths, trees.joint, above, ranks, sources)
         found = []
         for count, *parts in zip(trees.counts.tolist(), *(column.tolist() for column in columns), strict=True):
@@ -117,7 +117,7 @@ class DySpec(_ModelDrafter):
                 for b, nodes in enumerate(self._unasked(trees))
             ]
             if not any(new):
-                return self._drafted(TokenTree(*trees[:3]), trees.joint, trees.sources)
+                return self._drafted(TokenTree(*trees[:3], validate=False), trees.joint, trees.sources)
             self._asking.ask(new)
 
     def _grows(self, depth: int, joint: float) -> bool:
@@ -171,7 +171,7 @@ class Eagle(_ModelDrafter):
                 break
             self._asking.ask(new)
         trees = self._heap(roots, budgets, "joint")
-        return self._drafted(TokenTree(*trees[:3]), trees.joint, trees.sources)
+        return self._drafted(TokenTree(*trees[:3], validate=False), trees.joint, trees.sources)
 
     def _grows(self, depth: int, joint: float) -> bool:
         return self.policy is None or self.policy.grows(depth, joint)

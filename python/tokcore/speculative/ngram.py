@@ -38,7 +38,7 @@ class NGram:
             shortest=self.shortest,
             max_depth=self.max_depth,
         )
-        return Draft(TokenTree(*trees))
+        return Draft(TokenTree(*trees, validate=False))
 
     def update(self, context: DraftContext, tree: TokenTree, candidates: Candidates | None) -> None:
         """Nothing is learnt: the history has it."""

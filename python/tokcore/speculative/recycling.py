@@ -46,7 +46,8 @@ class TokenRecycling:
         assert self.table is not None
         parents, ranks = self._template
         budgets = context.budgets.clamp(max=self.max_nodes)
-        return Draft(TokenTree(*draft_recycling(self.table, context.roots, budgets, parents, ranks)))
+        trees = draft_recycling(self.table, context.roots, budgets, parents, ranks)
+        return Draft(TokenTree(*trees, validate=False))
 
     def update(
         self,

@@ -65,7 +65,7 @@ class TriGram:
             max_depth=self.max_depth,
             exploration=self.exploration,
         )
-        return Draft(TokenTree(*trees[:3]), trees.joint)
+        return Draft(TokenTree(*trees[:3], validate=False), trees.joint)
 
     def update(self, context: DraftContext, tree: TokenTree, candidates: Candidates | None) -> None:
         """A row for the pair of every node: its parent's token and its own."""

@@ -97,11 +97,19 @@ class PerTensorInt4Cache(QuantizedKVCache):
 
     _steps: dict[tuple[int, str], Tensor]
 
-    def append(self, layer: int, k: Tensor, v: Tensor, lengths: Tensor | Sequence[int] | None = None) -> None:
+    def append(
+        self,
+        layer: int,
+        k: Tensor,
+        v: Tensor,
+        lengths: Tensor | Sequence[int] | None = None,
+        *,
+        validate: bool = True,
+    ) -> None:
         """Rounds, then appends."""
         if not hasattr(self, "_steps"):
             self._steps = {}
-        super().append(layer, self._round(layer, "k", k), self._round(layer, "v", v), lengths)
+        super().append(layer, self._round(layer, "k", k), self._round(layer, "v", v), lengths, validate=validate)
 
     def _round(self, layer: int, name: str, x: Tensor) -> Tensor:
         step = self._steps.setdefault((layer, name), x.abs().amax().float() / 7.0)
