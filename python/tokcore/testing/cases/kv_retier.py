@@ -131,7 +131,7 @@ TABLE = OpTable(
     composition=reference,  # nothing is rounded but by the rules
     reference_bytes=lambda case: math.inf if case.timed else 0.0,
     variants=(
-        Variant(EAGER, RETIER, _prepare_eager, bytes=_bytes, applies=_is_timed),
+        Variant(EAGER, RETIER, _prepare_eager, bytes=_bytes, applies=_is_timed, slow=True),
         Variant(OURS, RETIER, _prepare, peer=False, bytes=_bytes, applies=_is_timed),
     ),
     goals=(Goal(_MAIN, RETIER, OURS, EAGER, 2.0),),

@@ -102,7 +102,7 @@ def _variant(name: str, call: Callable[[Inputs], Outputs], peer: bool) -> Varian
     def prepare(_: Case, inputs: Inputs) -> Callable[[], Any]:
         return lambda: call(inputs)
 
-    return Variant(name, "forward", prepare, peer=peer, flops=_flops)
+    return Variant(name, "forward", prepare, peer=peer, slow=peer, flops=_flops)
 
 
 TABLE = OpTable(
