@@ -18,7 +18,7 @@ from tokcore.cli.gpu_check import __main__ as gpu_check_main
 from tokcore.cli.gpu_check import sanitizer
 from tokcore.cli.gpu_check import stage as stage_module
 from tokcore.cli.gpu_check.__main__ import main
-from tokcore.cli.gpu_check.bench import result_lines
+from tokcore.cli.gpu_check.bench import result_lines, rows_of
 from tokcore.cli.gpu_check.contracts import attempt, overwrite, same_bits, with_options_of
 from tokcore.cli.gpu_check.machine import describe_machine
 from tokcore.cli.gpu_check.stage import (
@@ -33,6 +33,7 @@ from tokcore.cli.gpu_check.stage import (
     spread,
 )
 from tokcore.testing import cuda
+from tokcore.testing.backend import find_backend
 from tokcore.testing.worker import TABLES, load_tables
 
 
@@ -132,6 +133,8 @@ def test_every_op_is_checked_the_most_important_first() -> None:
     assert ops[: len(FIRST)] == list(FIRST)
     on_gpu = Context("cuda", TABLES).load()
     assert list(on_gpu) == [op for op in ops if op in on_gpu]
+    idle = [op for op, table in on_gpu.items() if not rows_of(table, find_backend("cuda"))]
+    assert idle == [], "every op that runs on a GPU is timed there"
     assert {"linear_cross_entropy", "block_sparse_attention", "decode_attention", "verify_tree_sample"} <= set(on_gpu)
 
 

@@ -20,9 +20,9 @@ from tokcore.testing.worker import TABLES
 PLAN: list[tuple[str, Work, float]] = [  # name, work, share of the time
     ("machine", describe_machine, 0.3),
     ("verification", verify_cases, 2.0),
-    ("contracts", check_contracts, 1.5),
-    ("sanitizer", run_sanitizer, 2.0),
-    ("bench", time_ops, 3.5),
+    ("contracts", check_contracts, 2.5),
+    ("sanitizer", run_sanitizer, 1.5),
+    ("bench", time_ops, 4.5),
 ]
 
 

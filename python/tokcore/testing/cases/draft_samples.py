@@ -36,7 +36,7 @@ def _cases() -> tuple[Case, ...]:
                 label = ",".join([f"R={R},V={V},k={k}", short, children, *(f"{n}={x}" for n, x in options.items())])
                 cases.append(case_of(label, R=R, V=V, k=k, dtype=dtype, children=children, options=options))
     main = {"R": 64, "V": 32768, "k": 4, "dtype": torch.bfloat16, "children": "without_replacement", "options": {}}
-    return (*cases, case_of(_MAIN, "bench", **main))
+    return (*cases, case_of(_MAIN, "bench bench-cuda", **main))
 
 
 def make_inputs(case: Case, device: str, seed: int) -> Inputs:
