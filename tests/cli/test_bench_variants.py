@@ -117,3 +117,14 @@ def test_goals_name_rows_that_are_timed_and_within_what_the_chip_can_do(op: str)
             assert rate < peak, goal
         if hasattr(goal, "share"):
             assert variant.bytes is not None or variant.flops is not None, goal
+
+
+def test_sampled_rows_of_blocks_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = TABLES["attention_block_scores"]
+    case = shrunk(next(case for case in table.cases if "bench-cuda" in case.tags))
+    inputs = table.make_inputs(case, "cpu", 0)
+    whole = table.reference(inputs)
+    monkeypatch.setattr(_attention, "_LARGE", 1)
+    some, expected = table.reference(inputs)["scores"], table.sampled(whole)["scores"]
+    assert some.shape == (1, 2, 2, 4)
+    assert torch.allclose(some, expected, rtol=0.0, atol=1e-12)

@@ -5,6 +5,7 @@ import torch
 import toy
 
 from tokcore.testing import memory
+from tokcore.testing.table import Case
 from tokcore.testing.worker import WorkerError
 
 MIB = 1 << 20
@@ -58,3 +59,13 @@ def test_a_failing_process_tells_why() -> None:
         memory.measure_variant("toy", toy.TABLE.cases[0], broken, threads=1, tables="toy:tables")
     with pytest.raises(WorkerError, match="KeyError"):
         memory.measure_variant("unknown", toy.TABLE.cases[0], broken, threads=1, tables="toy:tables")
+
+
+def test_logits_are_those_of_a_classifier_or_of_attention() -> None:
+    sizes = {"B": 2, "H": 3, "M": 400, "N": 500}
+    assert memory.logits_bytes(Case("classifier", {"T": 7, "V": 11, "dtype": torch.bfloat16})) == 7 * 11 * 2
+    assert memory.logits_bytes(Case("attention", {**sizes, "dtype": torch.float32})) == 2 * 3 * 400 * 500 * 4
+    assert memory.logits_bytes(Case("neither", {"T": 7, "M": 400, "dtype": torch.float32})) == 0
+    assert memory.logits_bytes(Case("no dtype", sizes)) == 0
+    assert memory.smaller_case(Case("attention", sizes)).parameters == {**sizes, "M": 256, "N": 256}
+    assert memory.smaller_case(Case("grid", {**sizes, "grid": (4, 10, 10)})).parameters["M"] == 400

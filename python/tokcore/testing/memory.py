@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import gc
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,8 @@ from tokcore.testing.worker import TABLES, answer, load_tables, read_request, ru
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
-_WARM_UP = {"T": 64, "V": 1024}  # parameters of the smaller case, where the case has more
+_WARM_UP = {"T": 64, "V": 1024, "M": 256, "N": 256}  # parameters of the smaller case, where the case has more
+_LOGITS = (("T", "V"), ("B", "H", "M", "N"))  # of a classifier, of attention
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class PeakMemory:
     peak: int  # beyond what the process held before the call, results included
     results: int  # the tensors that the call returned
     lower_bound: int = 0  # the gradients alone: no backward can need less
-    logits: int = 0  # T·V elements of the case's dtype
+    logits: int = 0  # T·V elements of the case's dtype, or B·H·M·N of attention
 
     @property
     def extra(self) -> int:
@@ -76,11 +78,11 @@ def peak_of(call: Callable[[], Any]) -> PeakMemory:
 
 
 def smaller_case(case: Case) -> Case:
-    """The case with few tokens and a small vocabulary."""
+    """The case with few tokens and a small vocabulary; tokens of a grid stay as many as it has."""
     small = {
         name: min(value, case.parameters[name])
         for name, value in _WARM_UP.items()
-        if isinstance(case.parameters.get(name), int)
+        if isinstance(case.parameters.get(name), int) and "grid" not in case.parameters
     }
     return dataclasses.replace(case, parameters={**case.parameters, **small})
 
@@ -91,11 +93,13 @@ def gradient_bytes(inputs: Inputs) -> int:
 
 
 def logits_bytes(case: Case) -> int:
-    """Bytes of a [T, V] tensor in the case's dtype; 0 for a case without T, V or dtype."""
-    tokens, vocabulary, dtype = (case.parameters.get(name) for name in ("T", "V", "dtype"))
-    if not (isinstance(tokens, int) and isinstance(vocabulary, int) and isinstance(dtype, torch.dtype)):
-        return 0
-    return tokens * vocabulary * dtype.itemsize
+    """Bytes of a [T, V] tensor in the case's dtype, or of a [B, H, M, N] one; 0 for a case without these or a dtype."""
+    dtype = case.parameters.get("dtype")
+    for names in _LOGITS:
+        sizes = [case.parameters.get(name) for name in names]
+        if isinstance(dtype, torch.dtype) and all(isinstance(size, int) for size in sizes):
+            return math.prod(size for size in sizes if isinstance(size, int)) * dtype.itemsize
+    return 0
 
 
 def measure_variant(

@@ -108,7 +108,12 @@ _LARGE, _SAMPLED_ROWS = 1 << 27, 64  # elements of an attention matrix that is n
 
 def is_large(q: Tensor, k: Tensor) -> bool:
     """Whether the attention of q and k [B, H, length, D] is compared with the reference in some rows only."""
-    return q.size(0) * q.size(1) * q.size(2) * k.size(2) > _LARGE
+    return is_large_matrix(q.size(0) * q.size(1) * q.size(2) * k.size(2))
+
+
+def is_large_matrix(elements: int) -> bool:
+    """The same by the number of elements."""
+    return elements > _LARGE
 
 
 def sampled_places(out: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import tokcore
 from tokcore.reference.attention_block_scores import attention_block_scores as reference_scores
 from tokcore.reference.attention_block_scores import scores_of_logits
 from tokcore.reference.block_sparse_attention import visible_elements
 from tokcore.testing.cases._attention import (
-    attention_flops,
     attention_tensors,
-    case_name,
     cases_of,
-    shape_parameters,
+    is_large,
+    is_large_matrix,
 )
-from tokcore.testing.table import Case, Goal, Inputs, OpTable, Outputs, Variant
+from tokcore.testing.cases._block_scores_bench import bench_cases, bench_goals, bench_variants
+from tokcore.testing.table import Case, Inputs, OpTable, Outputs
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "max": {"stat": "max"},
@@ -53,8 +51,28 @@ def run(inputs: Inputs) -> Outputs:
 
 
 def reference(inputs: Inputs) -> Outputs:
-    """fp64."""
-    return {"scores": reference_scores(**inputs)}
+    """fp64; of a large case, which has neither ``causal`` nor ragged blocks, two rows of blocks of two heads."""
+    q, k = inputs["q"], inputs["k"]
+    bm = inputs.get("block", (64, 64))[0]
+    if not is_large(q, k):
+        return {"scores": reference_scores(**inputs)}
+    heads, rows = _sampled_places(q.size(1), q.size(2) // bm)
+    queries = torch.cat([torch.arange(row * bm, row * bm + bm) for row in rows]).to(q.device)
+    shared = [head // (q.size(1) // k.size(1)) for head in heads]
+    return {"scores": reference_scores(**inputs | {"q": q[:, heads][:, :, queries], "k": k[:, shared]})}
+
+
+def sampled(outputs: Outputs) -> Outputs:
+    """What the reference gives of a large result."""
+    scores = outputs["scores"]
+    if not is_large_matrix(scores.numel() * 64 * 64):
+        return outputs
+    heads, rows = _sampled_places(scores.size(1), scores.size(2))
+    return {"scores": scores[:, heads][:, :, rows]}
+
+
+def _sampled_places(num_heads: int, num_rows: int) -> tuple[list[int], list[int]]:
+    return sorted({0, num_heads - 1}), sorted({0, num_rows - 1})
 
 
 def composition(inputs: Inputs) -> Outputs:
@@ -68,25 +86,6 @@ def composition(inputs: Inputs) -> Outputs:
     return {"scores": scores_of_logits(z, visible, block, stat, inputs.get("threshold", 1e-3))}
 
 
-def _bench_case(D: int, stat: str) -> Case:
-    shape = (1, 4, 4, 4096, 4096, D)
-    parameters = {**shape_parameters(shape), "dtype": torch.bfloat16, "stat": stat}
-    return Case(case_name(shape, torch.bfloat16, stat), parameters, frozenset({"bench", "bench-cuda"}))
-
-
-def _variant(name: str, call: Callable[[Inputs], Any], peer: bool) -> Variant:
-    def prepare(_: Case, inputs: Inputs) -> Callable[[], Any]:
-        return lambda: call(inputs)
-
-    return Variant(name, "forward", prepare, peer=peer, flops=attention_flops(2.0, dense=True))
-
-
-def _eager(inputs: Inputs) -> dict[str, Tensor]:
-    with torch.no_grad():
-        return composition(inputs)
-
-
-EAGER, OURS = "eager PyTorch (full matrix)", "tokcore"
 SUPPORT = {
     option: {"cpu": "yes", "cuda": "yes"}
     for option in (
@@ -104,14 +103,13 @@ SUPPORT["gradients"] = {"cpu": "no", "cuda": "no"}
 
 TABLE = OpTable(
     op="attention_block_scores",
-    cases=(*cases_of(OPTIONS), *(_bench_case(64, stat) for stat in ("sum", "count_above", "incoherence"))),
+    cases=(*cases_of(OPTIONS), *bench_cases()),
     make_inputs=make_inputs,
     run=run,
     reference=reference,
     composition=composition,
-    variants=(_variant(EAGER, _eager, peer=True), _variant(OURS, run, peer=False)),
-    goals=tuple(
-        Goal(_bench_case(64, stat).name, "forward", OURS, EAGER, 4.0) for stat in ("sum", "count_above", "incoherence")
-    ),
+    sampled=sampled,
+    variants=bench_variants(run),
+    goals=bench_goals(),
     support=SUPPORT,
 )
