@@ -69,7 +69,7 @@ class Decode {
         D_(params.cache.head_dim),
         group_size_(params.num_q_heads / params.cache.num_heads),
         num_rows_(group_size_ * params.num_queries),
-        padded_rows_(round_up(tasks_.most_rows(), 16)) {}
+        padded_rows_(padded(tasks_.most_rows())) {}
 
   void run() {
     Arena counting;
@@ -83,6 +83,8 @@ class Decode {
   }
 
  private:
+  // Rows of a worker's memory: engines take 16 or 32 at a time.
+  static int64_t padded(int64_t rows) { return round_up(rows, rows > 16 ? 32 : 16); }
   static constexpr int64_t kMostRows = max(NumberEngine<T>::kRows, CodeEngine<T>::kRows);  // at a time
 
   // One worker's memory. Rows are those of the current task: of its sequences in turn, their queries, the heads of a
@@ -185,7 +187,7 @@ class Decode {
     if (!holds_queries_of(worker, task)) load_queries(worker, task);
     is_coded(split) ? worker.codes.begin(split) : worker.numbers.begin(split);
     for (int64_t i = 0; i < worker.num_rows; ++i) worker.states[i] = RowSoftmax();
-    for (int64_t i = 0; i < round_up(worker.num_rows, 16) * D_; ++i) worker.out[i] = 0.0f;
+    for (int64_t i = 0; i < worker.num_rows * D_; ++i) worker.out[i] = 0.0f;
   }
 
   bool holds_queries_of(const Worker& worker, const Task& task) const {
@@ -209,9 +211,9 @@ class Decode {
         load_row(from, D_, worker.queries + worker.num_rows++ * D_);
       }
     });
-    const int64_t padded = round_up(worker.num_rows, 16);
-    for (int64_t i = worker.num_rows * D_; i < padded * D_; ++i) worker.queries[i] = 0.0f;
-    worker.numbers.set_queries(worker.queries, padded, p_.scale);
+    const int64_t padded_rows = padded(worker.num_rows);
+    for (int64_t i = worker.num_rows * D_; i < padded_rows * D_; ++i) worker.queries[i] = 0.0f;
+    worker.numbers.set_queries(worker.queries, padded_rows, p_.scale);
     if (cache_.tiers[kHighTier].keys.coded || cache_.tiers[kLowTier].keys.coded) {
       const float* channel_scale = channel_scale_of(cache_, PageKind::kKeys, task.head);
       for (int64_t row = 0; row < worker.num_rows; ++row) {
@@ -221,7 +223,7 @@ class Decode {
         }
         if (cache_.rotates) rotate(query, D_);
       }
-      worker.codes.set_queries(worker.queries, padded, p_.scale);
+      worker.codes.set_queries(worker.queries, padded_rows, p_.scale);
     }
   }
 
@@ -239,8 +241,19 @@ class Decode {
 
   template <class Engine>
   void attend_rows(Worker& worker, Engine& engine, const Block& block, const Sight& sight, const Block* next) {
+    const float unit = p_.softcap > 0.0f ? 1.0f : engine.unit();  // of the scores that become weights
+    const bool adjusts = p_.softcap > 0.0f || worker.num_masked > 0;
+    const auto adjust = [&](float* scores, int64_t row) {
+      if (p_.softcap > 0.0f) cap(scores, block.columns(), engine.unit());
+      if (worker.num_masked > 0) mask(worker, block, scores, sight, row / group_size_);
+    };
+    if constexpr (requires { engine.many(); }) {
+      if (worker.num_rows > Engine::kFewRows) {
+        BlockPrefetcher prefetch(next, 1);
+        return engine.many().attend(block, worker.num_rows, unit, worker.states, worker.out, adjusts, adjust, prefetch);
+      }
+    }
     BlockPrefetcher prefetch(next, ceil_div(worker.num_rows, Engine::kRows));
-    engine.open_values(block, worker.num_rows);
     for (int64_t first = 0; first < worker.num_rows; first += Engine::kRows) {
       const int64_t rows = min(worker.num_rows - first, Engine::kRows);
       prefetch.begin_chunk(first / Engine::kRows);
@@ -248,17 +261,17 @@ class Decode {
       float shrink[Engine::kRows];
       for (int64_t row = 0; row < rows; ++row) {
         float* scores = worker.scores + row * kScoreStride;
-        if (p_.softcap > 0.0f) cap(scores, block.columns());
-        if (worker.num_masked > 0) mask(worker, block, scores, sight, (first + row) / group_size_);
-        shrink[row] = engine.weigh(worker.states[first + row], row, rows, scores, block.columns());
+        if (adjusts) adjust(scores, first + row);
+        shrink[row] = engine.weigh(worker.states[first + row], row, scores, block.columns(), unit);
         prefetch.after_softmax(row + 1, rows);
       }
       engine.accumulate(block, rows, worker.scores, shrink, worker.out + first * D_, prefetch);
     }
   }
 
-  void cap(float* scores, int64_t count) const {
-    const Vec cap(p_.softcap), inverse(1.0f / p_.softcap);
+  // softcap * tanh(score / softcap), of scores worth `unit`.
+  void cap(float* scores, int64_t count, float unit) const {
+    const Vec cap(p_.softcap), inverse(unit / p_.softcap);
     for (int64_t i = 0; i < count; i += Vec::kLanes) (tanh(Vec::load(scores + i) * inverse) * cap).store(scores + i);
   }
 

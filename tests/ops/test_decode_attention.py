@@ -53,6 +53,26 @@ def test_kernel_error_alone(kind: str, dtype: torch.dtype, M: int) -> None:
     torch.testing.assert_close(lse.double(), expected_lse, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("M", [1, 12, 40])  # 4, 48 and 160 rows of queries a head
+@pytest.mark.parametrize("shape", ["steps", "spike", "fall"])
+@pytest.mark.parametrize("scale", [None, -0.125, 0.0])
+def test_scores_that_grow_by_far(M: int, shape: str, scale: float | None) -> None:
+    """Weights of a block refer to its first scores: far greater ones later must move the maximum."""
+    L = 1500
+    _, k, v = filled(L, dtype=torch.bfloat16, high="bf16", low=None)
+    at = torch.arange(L)
+    height = {"steps": at.div(96, rounding_mode="floor") * 3.0, "spike": (at == 700) * 70.0, "fall": 40.0 - at / 40}
+    k[..., 0] = height[shape].to(torch.bfloat16)[:, None]
+    cache = tokcore.QuantizedKVCache(1, 2, 2, 64, L + 40, high="bf16", low=None)
+    cache.append(0, k, v)
+    q = random(2, M, 8, 64, seed=4, dtype=torch.bfloat16)
+    q[..., 0] = 8.0
+    out, lse = attend(q, cache, scale=scale)
+    expected, expected_lse = reference(q, cache, 0, scale=scale)
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=1.6e-2)
+    torch.testing.assert_close(lse.double(), expected_lse, rtol=0, atol=2e-4)  # weights are good to 9e-5
+
+
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_threads_and_company_change_no_bit(kind: str, dtype: torch.dtype) -> None:

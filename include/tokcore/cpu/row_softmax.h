@@ -53,43 +53,6 @@ struct RowSoftmax {
     return raised;
   }
 
-  // As bf16, the sum from weights that are exact to more than those 16 bits; count as above.
-  float take_rounded(const float* logits, int64_t count, BFloat16* weights) {
-    constexpr int kCount = 4, kStep = kCount * Vec::kLanes;
-    Vec greatest[kCount];
-    for (int j = 0; j < kCount; ++j) greatest[j] = Vec(-kFarthest);
-    int64_t i = 0;
-    for (; i + kStep <= count; i += kStep) {
-#pragma GCC unroll 4
-      for (int j = 0; j < kCount; ++j) greatest[j] = max(Vec::load(logits + i + j * Vec::kLanes), greatest[j]);
-    }
-    for (; i < count; i += Vec::kLanes) greatest[0] = max(Vec::load(logits + i), greatest[0]);
-    const float most = greatest_lane(max(max(greatest[0], greatest[1]), max(greatest[2], greatest[3])));
-    const float raised = raise_maximum(most);
-    const Vec factor(kLog2E), shift(-maximum * kLog2E);
-    Vec total[kCount];
-    for (int j = 0; j < kCount; ++j) total[j] = Vec(0.0f);
-    for (i = 0; i + kStep <= count; i += kStep) {
-      Vec weight[kCount];
-#pragma GCC unroll 4
-      for (int j = 0; j < kCount; ++j) weight[j] = fma(Vec::load(logits + i + j * Vec::kLanes), factor, shift);
-      exp2<true>(weight);
-#pragma GCC unroll 4
-      for (int j = 0; j < kCount; ++j) {
-        weight[j].store(weights + i + j * Vec::kLanes);
-        total[j] += weight[j];
-      }
-    }
-    for (; i < count; i += Vec::kLanes) {
-      Vec weight[1] = {fma(Vec::load(logits + i), factor, shift)};
-      exp2<true>(weight);
-      weight[0].store(weights + i);
-      total[0] += weight[0];
-    }
-    sum = sum * raised + sum_of_lanes((total[0] + total[1]) + (total[2] + total[3]));
-    return raised;
-  }
-
   // Returns exp(old maximum - new maximum).
   float raise_maximum(float other) {
     const float limited = other < kFarthest ? other : kFarthest;

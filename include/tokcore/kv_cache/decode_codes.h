@@ -57,8 +57,8 @@ class CodeAttention {
     read_pending(first_row, num_rows);
   }
 
-  void open_values(const Block&, int64_t) {}
-  float weigh(RowSoftmax& state, int64_t, int64_t, float* scores, int64_t columns) const {
+  float unit() const { return 1.0f; }
+  float weigh(RowSoftmax& state, int64_t, float* scores, int64_t columns, float) const {
     return state.take(scores, columns);
   }
 

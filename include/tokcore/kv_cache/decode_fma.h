@@ -8,7 +8,8 @@
 
 namespace tokcore::cpu::TOKCORE_ISA {
 
-inline constexpr int64_t kScoreStride = kBlockTokens;  // floats between the rows of a score matrix
+// Floats between the rows of a score matrix: an odd number of lines, so that rows spread over all sets of a cache.
+inline constexpr int64_t kScoreStride = kBlockTokens + 16;
 
 template <class T>
 class FmaAttention {
@@ -39,8 +40,8 @@ class FmaAttention {
     }
   }
 
-  void open_values(const Block&, int64_t) {}
-  float weigh(RowSoftmax& state, int64_t, int64_t, float* scores, int64_t columns) const {
+  float unit() const { return 1.0f; }  // of the scores
+  float weigh(RowSoftmax& state, int64_t, float* scores, int64_t columns, float) const {
     return state.take(scores, columns);
   }
 

@@ -22,6 +22,8 @@ class BlockPrefetcher {
     const bool keys = kind == PageKind::kKeys;
     advance(keys ? 0 : kScores + kSoftmax, keys ? kScores : kHundred - kScores - kSoftmax, min(done, total), total);
   }
+  // … or of everything.
+  void operator()(int64_t done, int64_t total) { advance(0, kHundred, min(done, total), total); }
   // … or of its rows of scores.
   void after_softmax(int64_t done, int64_t total) { advance(kScores, kSoftmax, done, total); }
 
