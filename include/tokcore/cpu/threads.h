@@ -13,12 +13,12 @@ struct Threads {
   void (*launch)(int count, void (*body)(void* context, int worker), void* context);
 };
 
-// The calling thread alone, for work that takes less time than waking another one.
-inline Threads this_thread() {
-  return {1, [](int count, void (*body)(void* context, int worker), void* context) {
-            for (int worker = 0; worker < count; ++worker) body(context, worker);
-          }};
+// The calling thread alone, for work that takes less time than waking another one. The function has a name because
+// nvcc, which reads this header too, loses the types of a lambda's parameters here.
+inline void launch_in_turn(int count, void (*body)(void* context, int worker), void* context) {
+  for (int worker = 0; worker < count; ++worker) body(context, worker);
 }
+inline Threads this_thread() { return {1, &launch_in_turn}; }
 
 // Calls work(item, worker) for every item in [0, num_items). Which worker takes an item is left to chance, so an item
 // must write only what belongs to it: then results do not depend on the number of threads.
