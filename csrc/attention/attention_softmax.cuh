@@ -68,13 +68,6 @@ class RowSoftmax {
     }
   }
 
-  // What this lane has summed, of all of its rows.
-  TOKCORE_DEVICE float lane_sum() const {
-    float sum = 0.0f;
-#pragma unroll
-    for (int slot = 0; slot < kSlots; ++slot) sum += sum_[slot];
-    return sum;
-  }
   // After the last scores: every lane of a quad gets the sum of the row.
   TOKCORE_DEVICE void finish() {
 #pragma unroll

@@ -241,7 +241,7 @@ __global__ void __launch_bounds__(ForwardTileSm90<T, kHeadDim>::kThreads, 1)
           factors[slot] = factor;
           shrinks = true;
         });
-        cuda::settle(softmax.lane_sum());
+        cuda::settle(softmax.sum(0) + softmax.sum(1));
         cute::warpgroup_wait<0>();
         cuda::fence_sums(sums);
         ring.give_back(values);
