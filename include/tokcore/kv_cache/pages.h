@@ -50,13 +50,16 @@ inline void pack_value_page(const uint8_t* codes, int64_t page_size, int64_t hea
   const int64_t plane = page_size / codes_per_byte(bits);
   for (int64_t block = 0; block < head_dim; block += 16) {
     for (int64_t token = 0; token < plane; token += 4) {
-      for (int64_t channel = block; channel < block + 16; ++channel, page += 4) {
-        for (int64_t i = 0; i < 4; ++i) {
-          const uint8_t* from = codes + (token + i) * head_dim + channel;
-          int byte = 0;
-          for (int shift = 0; shift < 8; shift += bits, from += plane * head_dim) byte |= *from << shift;
-          page[i] = static_cast<uint8_t>(byte);
+      uint8_t bytes[4][16] = {};
+      for (int64_t i = 0; i < 4; ++i) {
+        const uint8_t* from = codes + (token + i) * head_dim + block;
+        for (int shift = 0; shift < 8; shift += bits, from += plane * head_dim) {
+          for (int j = 0; j < 16; ++j) bytes[i][j] = static_cast<uint8_t>(bytes[i][j] | from[j] << shift);
         }
+      }
+      for (int j = 0; j < 16; ++j, page += 4) {
+        const uint32_t low = bytes[0][j] | uint32_t{bytes[1][j]} << 8, high = bytes[2][j] | uint32_t{bytes[3][j]} << 8;
+        store_word(low | high << 16, page);
       }
     }
   }
