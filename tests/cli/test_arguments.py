@@ -25,6 +25,14 @@ def test_names_are_split_at_commas_and_taken_once() -> None:
     assert arguments.choose("peer", [], ["a", "b"]) == ["a", "b"]
 
 
+def test_names_may_hold_commas() -> None:
+    known = ("flex (compiled, same blocks)", "torch", "softmax, gather, scatter", "softmax")
+    text = "torch,flex (compiled, same blocks), softmax, gather, scatter,softmax, tea"
+    found = ["torch", "flex (compiled, same blocks)", "softmax, gather, scatter", "softmax", "tea"]
+    assert arguments.split_known(text, known) == found
+    assert arguments.split_known(None, known) == []
+
+
 def test_a_result_file_is_tried_without_leaving_it_behind(tmp_path: Path) -> None:
     file = tmp_path / "folder" / "result.json"
     arguments.check_writable(file, None)

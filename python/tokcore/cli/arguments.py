@@ -94,6 +94,16 @@ def split_names(text: str | None) -> list[str]:
     return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
+def split_known(text: str | None, known: Sequence[str]) -> list[str]:
+    """As :func:`split_names`, where names in ``known`` may hold commas themselves."""
+    words, names = split_names(text), []
+    while words:
+        joined = [", ".join(words[:count]) for count in range(len(words), 0, -1)]  # the longest first
+        names.append(next((name for name in joined if name in known), words[0]))
+        del words[: names[-1].count(", ") + 1]
+    return names
+
+
 def check_writable(*paths: Path | None) -> None:
     """Ends the command when a result file could not be written, before an hour of work instead of after."""
     for path in paths:

@@ -132,7 +132,7 @@ def select_variants(
         arguments.fail(f"{table.op} has no variants to time on {backend.name}")
     chosen = arguments.choose("measure", [measure] if measure else [], measures)
     known = list(dict.fromkeys(variant.name for variant in variants if variant.peer))
-    names = [] if against == "none" else arguments.choose("peer", arguments.split_names(against), known)
+    names = [] if against == "none" else arguments.choose("peer", arguments.split_known(against, known), known)
     return {
         measure: [
             variant
