@@ -54,124 +54,183 @@ class KeptBlocks {
   uint32_t* text_;  // columns that hold text
 };
 
+// One worker's stream of query blocks. A span's scores are made together with the products of the span before, which
+// may be that of another block: they keep the matrix unit busy while the vector units bring scores to steps.
 template <class Scores, class Values, class T>
 class ParoPipeline {
  public:
   using Operands = HeadOperands<Scores, Values>;
 
   ParoPipeline(const ParoAttentionParams& params, Arena& arena)
-      : params_(params),
-        scores_(params),
-        values_(params),
-        softmax_(arena),
-        chunks_(params.shape.value_dim() / kBlock),
-        panels_(params.mask.block_m / kBlock) {
-    queries_ = arena.take<typename Scores::Query>(panels_ * scores_.query_elements());
-    factors_ = arena.take<float>(panels_ * kBlock);
-    sums_ = arena.take<float>(panels_ * chunks_ * kTileCells);
-    states_ = arena.take<SpanState>(panels_);
+      : params_(params), scores_(params), values_(params), softmax_(arena), chunks_(params.shape.value_dim() / kBlock) {
+    const int64_t panels = params.mask.block_m / kBlock;
+    for (Context& context : contexts_) {
+      context.queries = arena.take<typename Scores::Query>(panels * scores_.query_elements());
+      context.factors = arena.take<float>(panels * kBlock);
+      context.sums = arena.take<float>(panels * chunks_ * kTileCells);
+      context.states = arena.take<SpanState>(panels);
+      context.tiles = arena.take<int32_t>(params_.shape.padded_length() / kTileKeys);
+    }
     weights_ = arena.take<typename Values::Softmax::Weight>(kSpanTiles * Values::Softmax::kWeightsPerTile);
-    cells_ = arena.take<typename Scores::Cell>(kTileKeys * kScoreStride);
+    cells_ = arena.take<float>(kTileKeys * kScoreStride);
     products_ = arena.take<typename Values::Product>(chunks_ * kTileCells);
-    tiles_ = arena.take<int32_t>(params.shape.padded_length() / kTileKeys);
   }
 
+  // Starts one query block; its results are written with the next one, or by drain().
   void run(const Operands& operands, const KeptBlocks& kept, int64_t batch, int64_t head, int64_t block_row) {
     const ParoShape& shape = params_.shape;
-    const int64_t first = block_row * params_.mask.block_m;
-    const int64_t panels = ceil_div(min(shape.length - first, params_.mask.block_m), kBlock);
+    Context& context = contexts_[next_context_];
+    context.operands = &operands;
+    context.head_of_batch = batch * shape.num_heads + head;
+    context.first = block_row * params_.mask.block_m;
+    context.panels = ceil_div(min(shape.length - context.first, params_.mask.block_m), kBlock);
     int64_t num_tiles = 0;
     kept.for_each(batch, head, block_row, [&](int64_t column) {
       const int64_t end = min((column + 1) * params_.mask.block_n, shape.length);
       for (int64_t key = column * params_.mask.block_n; key < end; key += kTileKeys) {
-        tiles_[num_tiles++] = static_cast<int32_t>(key / kTileKeys);
+        context.tiles[num_tiles++] = static_cast<int32_t>(key / kTileKeys);
       }
     });
-    const int64_t head_of_batch = batch * shape.num_heads + head;
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      const int64_t row = head_of_batch * shape.padded_length() + first + panel * kBlock;
-      scores_.pack_queries(row, queries(panel));
-      scores_.take_factors(row, params_.scale * kLog2E * Values::Softmax::kUnits, factors_ + panel * kBlock);
-      states_[panel].is_new = true;
-      for (float& poison : states_[panel].poison) poison = 0.0f;
+    for (int64_t panel = 0; panel < context.panels; ++panel) {
+      const int64_t row = context.head_of_batch * shape.padded_length() + context.first + panel * kBlock;
+      scores_.pack_queries(row, queries(context, panel));
+      scores_.take_factors(row, params_.scale * kLog2E * Values::Softmax::kUnits, context.factors + panel * kBlock);
+      context.states[panel].is_new = true;
+      for (float& poison : context.states[panel].poison) poison = 0.0f;
     }
-    for (int64_t begin = 0; begin < num_tiles; begin += kSpanTiles) {
-      const SpanTiles span = {tiles_ + begin, static_cast<int>(min(num_tiles - begin, kSpanTiles))};
-      for (int64_t panel = 0; panel < panels; ++panel) run_span(operands, span, panel);
+    if (num_tiles == 0) return write_rows(context);
+    next_context_ ^= 1;
+    // One panel after the other: what all of them need at once would not fit into L1.
+    for (int64_t panel = 0; panel < context.panels; ++panel) {
+      for (int64_t begin = 0; begin < num_tiles; begin += kSpanTiles) {
+        const SpanTiles tiles = {context.tiles + begin, static_cast<int>(min(num_tiles - begin, kSpanTiles))};
+        const bool ends_panel = begin + kSpanTiles >= num_tiles;
+        run_span({&context, panel, tiles, begin == 0, ends_panel && panel == context.panels - 1},
+                 ends_panel ? panel + 1 : panel, context.tiles[ends_panel ? 0 : begin + kSpanTiles]);
+      }
     }
+  }
+  // Finishes what is under way.
+  void drain() {
+    multiply_values(0, chunks_);
     merge_products();
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      write_rows(operands, head_of_batch, first + panel * kBlock, panel);
-    }
   }
 
  private:
   using Softmax = typename Values::Softmax;
-  using Cell = typename Scores::Cell;
 
-  typename Scores::Query* queries(int64_t panel) const { return queries_ + panel * scores_.query_elements(); }
-  float* sums(int64_t panel, int64_t chunk) const { return sums_ + (panel * chunks_ + chunk) * kTileCells; }
+  // A query block under way.
+  struct Context {
+    const Operands* operands;
+    int64_t head_of_batch, first, panels;
+    typename Scores::Query* queries;
+    float* factors;     // [panels][32] units a score of each query counts
+    float* sums;        // [panels][chunks][32 of D][32 queries]
+    SpanState* states;  // [panels]
+    int32_t* tiles;     // kept tiles of 64 keys, ascending
+  };
+  struct Span {
+    Context* context = nullptr;
+    int64_t panel = 0;
+    SpanTiles tiles = {};
+    bool is_first = false;    // of its panel
+    bool ends_block = false;  // the last of all panels
+  };
+
+  typename Scores::Query* queries(const Context& context, int64_t panel) const {
+    return context.queries + panel * scores_.query_elements();
+  }
+  float* sums(const Context& context, int64_t panel, int64_t chunk) const {
+    return context.sums + (panel * chunks_ + chunk) * kTileCells;
+  }
   int64_t keys_of(int64_t tile) const { return min(params_.shape.length - tile * kTileKeys, kTileKeys); }
 
-  void run_span(const Operands& operands, SpanTiles span, int64_t panel) {
-    SpanState& state = states_[panel];
+  // The next span starts with a tile of a panel, unless this one ends the block.
+  void run_span(const Span& span, int64_t next_panel, int32_t next_tile) {
+    SpanState& state = span.context->states[span.panel];
     if (!state.is_new) {
       for (int c = 0; c < kBlock; ++c) state.base[c] = state.reference[c];
     }
-    add_scores(operands, span, panel, state.is_new);
+    add_scores(span, state.is_new,
+               [&](int i) { multiply_values(chunks_ * i / span.tiles.count, chunks_ * (i + 1) / span.tiles.count); });
     if (softmax_.exceeds()) {
-      for_each_tile(operands, span, panel, [&](int, const Cell* cells, int64_t num_rows, const float* factors) {
-        Softmax::raise_base(cells, num_rows, factors, state.base);
-      });
-      add_scores(operands, span, panel, false);
+      for_each_tile(
+          span, [](int) {},
+          [&](int, const float* cells, int64_t num_rows, const float* factors) {
+            Softmax::template raise_base<Scores>(cells, num_rows, factors, state.base);
+          });
+      add_scores(span, false, [](int) {});
     }
     merge_products();
     softmax_.end_scores(state);
-    for (int i = 0; i < span.count; ++i) softmax_.make_weights(i, weights_ + i * Softmax::kWeightsPerTile);
-    for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
-      values_.multiply(operands.values, chunk, span, weights_, state, products_ + chunk * kTileCells,
-                       sums(panel, chunk));
-    }
-    unmerged_panel_ = panel;
-    unmerged_is_first_ = state.is_new;
+    // The matrix unit makes the first scores of the next span meanwhile.
+    has_scores_ = !span.ends_block;
+    if (has_scores_) multiply_keys(*span.context, next_panel, next_tile, 0);
+    for (int i = 0; i < span.tiles.count; ++i) softmax_.make_weights(i, weights_ + i * Softmax::kWeightsPerTile);
     softmax_.end_span(state);
+    weighed_ = span;
   }
-  // A span's products wait until the next span's scores are there: then the matrix unit has made them meanwhile.
-  void merge_products() {
-    if (unmerged_panel_ < 0) return;
-    for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
-      Values::merge(products_ + chunk * kTileCells, states_[unmerged_panel_], unmerged_is_first_,
-                    sums(unmerged_panel_, chunk));
+  // The products of the weighed span with chunks [first, last) of its values.
+  void multiply_values(int64_t first, int64_t last) {
+    if (weighed_.context == nullptr) return;
+    const Context& context = *weighed_.context;
+    for (int64_t chunk = first; chunk < last; ++chunk) {
+      values_.multiply(context.operands->values, chunk, weighed_.tiles, weights_, context.states[weighed_.panel],
+                       weighed_.is_first, products_ + chunk * kTileCells, sums(context, weighed_.panel, chunk));
     }
-    unmerged_panel_ = -1;
   }
-  void add_scores(const Operands& operands, SpanTiles span, int64_t panel, bool takes_base) {
-    SpanState& state = states_[panel];
+  // After all its products.
+  void merge_products() {
+    if (weighed_.context == nullptr) return;
+    const Context& context = *weighed_.context;
+    for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+      Values::merge(products_ + chunk * kTileCells, context.states[weighed_.panel], weighed_.is_first,
+                    sums(context, weighed_.panel, chunk));
+    }
+    if (weighed_.ends_block) write_rows(context);
+    weighed_ = Span();
+  }
+  void multiply_keys(const Context& context, int64_t panel, int64_t tile, int parity) {
+    scores_.multiply(context.operands->keys, tile, queries(context, panel), cells_ + parity * kBlock);
+  }
+  template <class Between>
+  void add_scores(const Span& span, bool takes_base, Between&& between) {
+    SpanState& state = span.context->states[span.panel];
     softmax_.begin_span();
-    for_each_tile(operands, span, panel, [&](int i, const Cell* cells, int64_t num_rows, const float* factors) {
-      if (i == 0 && takes_base) Softmax::take_base(cells, num_rows, factors, state.base);
-      softmax_.add_scores(cells, num_rows, factors, state, i);
+    for_each_tile(span, between, [&](int i, const float* cells, int64_t num_rows, const float* factors) {
+      if (i == 0 && takes_base) Softmax::template take_base<Scores>(cells, num_rows, factors, state.base);
+      softmax_.template add_scores<Scores>(cells, num_rows, factors, state, i);
     });
   }
-  // Visits the scores of each tile of a span, while the matrix unit makes those of the next.
-  template <class Visit>
-  void for_each_tile(const Operands& operands, SpanTiles span, int64_t panel, Visit&& visit) {
+  // Visits the scores of each tile of a span, while the matrix unit makes those of the next and what `between` asks
+  // for.
+  template <class Between, class Visit>
+  void for_each_tile(const Span& span, Between&& between, Visit&& visit) {
     alignas(64) float factors[kBlock];
-    scores_.multiply(operands.keys, span.tiles[0], queries(panel), cells_);
-    for (int i = 0; i < span.count; ++i) {
-      const int64_t tile = span.tiles[i];
-      if (i + 1 < span.count) {
-        scores_.multiply(operands.keys, span.tiles[i + 1], queries(panel), cells_ + (i + 1) % 2 * kBlock);
+    const Context& context = *span.context;
+    const Operands& operands = *context.operands;
+    const int32_t* tiles = span.tiles.tiles;
+    if (!has_scores_) multiply_keys(context, span.panel, tiles[0], 0);
+    has_scores_ = false;
+    for (int i = 0; i < span.tiles.count; ++i) {
+      if (i + 1 < span.tiles.count) {
+        multiply_keys(context, span.panel, tiles[i + 1], (i + 1) % 2);
       }
-      scores_.scale_factors(factors_ + panel * kBlock, operands.pair, tile, factors);
-      visit(i, cells_ + i % 2 * kBlock, keys_of(tile), factors);
+      between(i);
+      scores_.scale_factors(context.factors + span.panel * kBlock, operands.pair, tiles[i], factors);
+      visit(i, cells_ + i % 2 * kBlock, keys_of(tiles[i]), factors);
     }
   }
 
+  void write_rows(const Context& context) {
+    for (int64_t panel = 0; panel < context.panels; ++panel) write_rows(context, panel);
+  }
   // Divides by the sums of weights and writes 32 rows where their tokens are.
-  void write_rows(const Operands& operands, int64_t head_of_batch, int64_t first, int64_t panel) {
+  void write_rows(const Context& context, int64_t panel) {
     const ParoShape& shape = params_.shape;
-    const SpanState& state = states_[panel];
+    const Operands& operands = *context.operands;
+    const SpanState& state = context.states[panel];
+    const int64_t head_of_batch = context.head_of_batch, first = context.first + panel * kBlock;
     const int64_t num_rows = min(shape.length - first, kBlock), D = shape.head_dim;
     alignas(64) float inverse[kBlock];
     for (int c = 0; c < kBlock; ++c) inverse[c] = state.is_new ? 0.0f : 1.0f / state.sum[c];
@@ -179,7 +238,7 @@ class ParoPipeline {
     const float* value_scale = params_.v_scale == nullptr ? nullptr : params_.v_scale + operands.pair * D;
     T rows[kBlock * kMostHeadDim];
     for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
-      float* tile = sums(panel, chunk);
+      float* tile = sums(context, panel, chunk);
       for (int64_t row = 0; row < kBlock; ++row) {
         const int64_t d = chunk * kBlock + row;
         const float scale = value_scale == nullptr || d >= D ? 1.0f : value_scale[d];
@@ -212,17 +271,13 @@ class ParoPipeline {
   Values values_;
   Softmax softmax_;
   int64_t chunks_;  // of 32 of Dv
-  int64_t panels_;  // of 32 queries in a block
-  typename Scores::Query* queries_;
-  float* factors_;     // [panels][32] units a score of each query counts
-  float* sums_;        // [panels][chunks][32 of D][32 queries]
-  SpanState* states_;  // [panels]
-  typename Softmax::Weight* weights_;
-  Cell* cells_;                         // [64][2 tiles][32]: kScoreStride
-  int32_t* tiles_;                      // kept tiles of 64 keys, ascending
-  typename Values::Product* products_;  // [chunks][32 of D][32 queries] of the span that is not merged
-  int64_t unmerged_panel_ = -1;
-  bool unmerged_is_first_ = false;
+  Context contexts_[2] = {};
+  int next_context_ = 0;
+  Span weighed_;                        // the span whose products are to be made
+  typename Softmax::Weight* weights_;   // of that span
+  typename Values::Product* products_;  // [chunks][32 of D][32 queries] of that span
+  float* cells_;                        // [64][2 tiles][32]: kScoreStride
+  bool has_scores_ = false;             // of the first tile of the span to come
 };
 
 struct Item {
@@ -322,10 +377,11 @@ class Attention {
           pipelines_[worker]->run(operands_[item.pair], *kept_, pair / shape.num_kv_heads,
                                   pair % shape.num_kv_heads * shape.group_size() + item.member, item.row);
         },
-        [&](int, auto&& run) {
+        [&](int worker, auto&& run) {
           [[maybe_unused]] typename FloatScores::Engine::WorkerState state;
           const SubnormalsAsZero subnormals;
           run();
+          pipelines_[worker]->drain();
         });
   }
 

@@ -136,6 +136,39 @@ def test_extreme_scores_stay_exact_at_the_greatest() -> None:
     assert tokcore.paro_attention(q * 1e-30, k, v, BlockMask.full((N, N)), 0, (1, 10, 64)).isfinite().all()
 
 
+@pytest.mark.parametrize("pv", ["int8", "bf16"])
+@pytest.mark.parametrize("scale", [0.02, 0.125, 2.0])
+def test_codes_are_attended_whether_a_score_counts_little_or_much(pv: str, scale: float) -> None:
+    N = 700
+    q, k, v = heads(N, seed=9)
+    operands = tokcore.paro_prepare(q, k, v, 0, (1, 1, N), qk="int8", pv="bf16", smooth_k=False)
+    assert operands.q_scale is not None
+    assert operands.k_scale is not None
+    exact_q = operands.q_codes[:, :, :N].double() * operands.q_scale[:, :, :N, None]
+    exact_k = (operands.k_codes.double() * operands.k_scale.repeat_interleave(64, dim=2)[..., None])[:, :, :N]
+    mask = random_mask(N, 0.5)
+    exact = exact_attention(exact_q, exact_k, v.double(), mask, scale=scale)
+    out, lse = tokcore.paro_attention(
+        q, k, v, mask, 0, (1, 1, N), qk="int8", pv=pv, smooth_k=False, scale=scale, return_lse=True
+    )
+    assert relative_error(out, exact.out) < (0.02 if pv == "int8" else 6e-3)
+    torch.testing.assert_close(lse.double(), exact.lse, atol=4e-3, rtol=1e-4)
+
+
+def test_empty_rows_between_long_ones() -> None:
+    N, blocks = 1472, 23
+    q, k, v = heads(N, seed=10)
+    kept = torch.ones(1, 2, blocks, blocks, dtype=torch.bool)
+    kept[:, :, 1::2] = False
+    kept[:, 1, 4:9] = False
+    mask = BlockMask.from_dense(kept, shape=(N, N))
+    for qk, pv in (("int8", "int8"), ("bf16", "bf16"), ("int8", "bf16")):
+        out = tokcore.paro_attention(q, k, v, mask, 0, (1, 1, N), qk=qk, pv=pv)
+        empty = ~kept[:, :, :, 0].repeat_interleave(64, dim=2)
+        assert not out[empty].any()
+        assert relative_error(out, exact_attention(q, k, v, mask).out) < 0.025
+
+
 @pytest.mark.parametrize(("qk", "pv"), FORMATS)
 def test_results_are_bitwise_repeatable(qk: str, pv: str) -> None:
     grid = (5, 6, 11)

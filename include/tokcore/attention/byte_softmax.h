@@ -16,7 +16,8 @@ namespace tokcore::cpu::TOKCORE_ISA {
 
 inline constexpr int kTileKeys = 64;
 inline constexpr int kSpanTiles = 4;
-inline constexpr float kScoreSteps = 256.0f;  // to a factor of 2
+inline constexpr float kScoreSteps = 256.0f;     // to a factor of 2
+inline constexpr float kScoreBias = kFloatBias;  // of scores that are sums of 8-bit codes: at most 127 * 127 * 256
 
 // 32 queries over all spans.
 struct alignas(64) SpanState {
@@ -39,23 +40,23 @@ class ByteSoftmax {
   explicit ByteSoftmax(Arena& arena) : steps_(arena.take<int16_t>(kSpanTiles * kTileKeys * kBlock)) {}
 
   // The base of a query without any: the maximum of its first tile. factor [32]: steps per score.
-  template <class Cell>
-  static void take_base(const Cell* scores, int64_t num_rows, const float* factor, float* base) {
+  template <class Scores>
+  static void take_base(const float* scores, int64_t num_rows, const float* factor, float* base) {
     for (int c = 0; c < kBlock; ++c) base[c] = -kFarthest;
-    raise_base(scores, num_rows, factor, base);
+    raise_base<Scores>(scores, num_rows, factor, base);
   }
-  template <class Cell>
-  static void raise_base(const Cell* scores, int64_t num_rows, const float* factor, float* base) {
-    Cell greatest[kBlock];
+  template <class Scores>
+  static void raise_base(const float* scores, int64_t num_rows, const float* factor, float* base) {
+    float greatest[kBlock];
     for (int c = 0; c < kBlock; ++c) greatest[c] = scores[c];
     for (int64_t row = 1; row < num_rows; ++row) {
       for (int c = 0; c < kBlock; ++c) {
-        const Cell cell = scores[row * kScoreStride + c];
+        const float cell = scores[row * kScoreStride + c];
         greatest[c] = cell > greatest[c] ? cell : greatest[c];
       }
     }
     for (int c = 0; c < kBlock; ++c) {
-      const float candidate = static_cast<float>(greatest[c]) * factor[c];
+      const float candidate = (greatest[c] - Scores::kBias) * factor[c];
       const float kept = candidate > base[c] ? candidate : base[c];  // a NaN leaves the base as it is
       base[c] = kept < kFarthest ? kept : kFarthest;
     }
@@ -66,42 +67,17 @@ class ByteSoftmax {
   }
 
   // Tile i of the span: scores [64][kScoreStride] with 32 of interest, num_rows of which count.
-  template <class Cell>
-  void add_scores(const Cell* scores, int64_t num_rows, const float* factor, SpanState& state, int i) {
+  template <class Scores>
+  void add_scores(const float* scores, int64_t num_rows, const float* factor, SpanState& state, int i) {
     int16_t* steps = steps_ + i * kTileKeys * kBlock;
-    add_poison(scores, num_rows, factor, state.poison);
+    add_poison<Scores>(scores, num_rows, factor, state.poison);
 #if defined(__AVX512BW__)
-    for (int half = 0; half < 2; ++half) {
-      const __m512 scale = _mm512_load_ps(factor + half * 16), base = _mm512_load_ps(state.base + half * 16);
-      __m512i greatest = _mm512_load_si512(greatest_ + half * 32);
-#pragma GCC unroll 2
-      for (int row = 0; row < kTileKeys; row += 4) {
-        __m512i whole[4];
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) {
-          const Cell* cells = scores + (row + j) * kScoreStride + half * 16;
-          __m512 score;
-          if constexpr (std::is_same_v<Cell, float>) {
-            score = _mm512_loadu_ps(cells);
-          } else {
-            score = _mm512_cvtepi32_ps(_mm512_loadu_si512(cells));
-          }
-          __m512 step = _mm512_fmsub_ps(score, scale, base);
-          if constexpr (std::is_same_v<Cell, float>) step = _mm512_min_ps(step, _mm512_set1_ps(0x1p30f));
-          whole[j] = _mm512_cvtps_epi32(step);
-        }
-        const __m512i upper = _mm512_packs_epi32(whole[0], whole[1]);
-        const __m512i lower = _mm512_packs_epi32(whole[2], whole[3]);
-        greatest = _mm512_max_epi16(greatest, _mm512_max_epi16(upper, lower));
-        _mm512_store_si512(steps + (row * 2 + half * 4) * 16, upper);
-        _mm512_store_si512(steps + (row * 2 + half * 4) * 16 + 32, lower);
-      }
-      _mm512_store_si512(greatest_ + half * 32, greatest);
-    }
+    Scores::kBias != 0.0f && are_small(factor) ? make_steps<Scores, true>(scores, factor, state.base, steps)
+                                               : make_steps<Scores, false>(scores, factor, state.base, steps);
 #else
     for (int row = 0; row < kTileKeys; ++row) {
       for (int c = 0; c < kBlock; ++c) {
-        float step = static_cast<float>(scores[row * kScoreStride + c]) * factor[c] - state.base[c];
+        float step = (scores[row * kScoreStride + c] - Scores::kBias) * factor[c] - state.base[c];
         step = step < 32767.0f ? step : 32767.0f;
         step = step > -32768.0f ? step : -32768.0f;
         const float rounded = step + 12582912.0f;
@@ -148,19 +124,24 @@ class ByteSoftmax {
     for (int half = 0; half < 2; ++half) {
       const __m512i top = _mm512_load_si512(tops_ + half * 32);
       __m512i sum = _mm512_load_si512(sums_ + half * 16);
+      for (int quad = 0; quad < kTileKeys / 4; quad += kQuads) {
+        __m512i weights[2 * kQuads];
 #pragma GCC unroll 4
-      for (int quad = 0; quad < kTileKeys / 4; ++quad) {
-        const int16_t* from = steps + quad * 128 + half * 64;
-        const __m512i upper = power(_mm512_load_si512(from), top);
-        const __m512i lower = power(_mm512_load_si512(from + 32), top);
-        const __m512i weights = _mm512_shuffle_epi8(_mm512_packus_epi16(upper, lower), quads);
-        _mm512_store_si512(panel + half * kInt8TileBytes + quad * 64, weights);
+        for (int n = 0; n < 2 * kQuads; ++n) {
+          weights[n] = _mm512_load_si512(steps + (quad + n / 2) * 128 + half * 64 + n % 2 * 32);
+        }
+        powers(weights, top);
+#pragma GCC unroll 2
+        for (int n = 0; n < kQuads; ++n) {
+          const __m512i packed = _mm512_shuffle_epi8(_mm512_packus_epi16(weights[2 * n], weights[2 * n + 1]), quads);
+          _mm512_store_si512(panel + half * kInt8TileBytes + (quad + n) * 64, packed);
 #if defined(__AVX512VNNI__)
-        sum = _mm512_dpbusd_epi32(sum, weights, _mm512_set1_epi8(1));
+          sum = _mm512_dpbusd_epi32(sum, packed, _mm512_set1_epi8(1));
 #else
-        const __m512i pairs = _mm512_maddubs_epi16(weights, _mm512_set1_epi8(1));
-        sum = _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+          const __m512i pairs = _mm512_maddubs_epi16(packed, _mm512_set1_epi8(1));
+          sum = _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
 #endif
+        }
       }
       _mm512_store_si512(sums_ + half * 16, sum);
     }
@@ -193,13 +174,14 @@ class ByteSoftmax {
   // A weight is (65280 2^-fraction) >> whole >> 8, rounded at the last bit: the shift by 7 of the first 8 is added to
   // the distance from the maximum. 2^-x = 1 - x (a - b x) on [0, 1), relative error below 0.23 %, exact at 0.
   static constexpr int32_t kShift = 7 * 256;
+  static constexpr int kQuads = 2;  // of keys whose weights are made together
   static constexpr int32_t kOne = 65280, kLinear = 43903, kSquare = 11338;
 
-  // A NaN among the scores (Cell float) or in the factors.
-  template <class Cell>
-  static void add_poison(const Cell* scores, int64_t num_rows, const float* factor, float* poison) {
+  // A NaN among the scores (of floats) or in the factors.
+  template <class Scores>
+  static void add_poison(const float* scores, int64_t num_rows, const float* factor, float* poison) {
     for (int c = 0; c < kBlock; ++c) poison[c] += factor[c] * 0.0f;
-    if constexpr (std::is_same_v<Cell, float>) {
+    if constexpr (Scores::kBias == 0.0f) {
       for (int64_t row = 0; row < num_rows; ++row) {
         for (int c = 0; c < kBlock; ++c) poison[c] += scores[row * kScoreStride + c] * 0.0f;
       }
@@ -207,15 +189,61 @@ class ByteSoftmax {
   }
 
 #if defined(__AVX512BW__)
-  static __attribute__((always_inline)) __m512i power(__m512i steps, __m512i top) {
-    const __m512i below = _mm512_subs_epi16(top, steps);
-    const __m512i fraction = _mm512_slli_epi16(below, 8);
-    const __m512i slope = _mm512_sub_epi16(_mm512_set1_epi16(static_cast<int16_t>(kLinear)),
-                                           _mm512_mulhi_epu16(fraction, _mm512_set1_epi16(kSquare)));
-    const __m512i rest =
-        _mm512_sub_epi16(_mm512_set1_epi16(static_cast<int16_t>(kOne)), _mm512_mulhi_epu16(fraction, slope));
-    const __m512i shifted = _mm512_srlv_epi16(rest, _mm512_srli_epi16(below, 8));
-    return _mm512_avg_epu16(shifted, _mm512_setzero_si512());
+  // Where a score counts little, its bias may be part of the base: that rounds the base by up to a whole score.
+  static bool are_small(const float* factor) {
+    const __m512 most = _mm512_set1_ps(0.125f);
+    return (_mm512_cmp_ps_mask(_mm512_load_ps(factor), most, _CMP_LT_OQ) &
+            _mm512_cmp_ps_mask(_mm512_load_ps(factor + 16), most, _CMP_LT_OQ)) == 0xffff;
+  }
+  template <class Scores, bool kFolds>
+  void make_steps(const float* scores, const float* factor, const float* bases, int16_t* steps) {
+    for (int half = 0; half < 2; ++half) {
+      const __m512 scale = _mm512_load_ps(factor + half * 16), bias = _mm512_set1_ps(Scores::kBias);
+      __m512 base = _mm512_load_ps(bases + half * 16);
+      if (kFolds) base = _mm512_fmadd_ps(scale, bias, base);
+      __m512i greatest = _mm512_load_si512(greatest_ + half * 32);
+#pragma GCC unroll 2
+      for (int row = 0; row < kTileKeys; row += 4) {
+        __m512i whole[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+          __m512 score = _mm512_loadu_ps(scores + (row + j) * kScoreStride + half * 16);
+          if (!kFolds && Scores::kBias != 0.0f) score = _mm512_sub_ps(score, bias);
+          __m512 step = _mm512_fmsub_ps(score, scale, base);
+          if (Scores::kBias == 0.0f) step = _mm512_min_ps(step, _mm512_set1_ps(0x1p30f));
+          whole[j] = _mm512_cvtps_epi32(step);
+        }
+        const __m512i upper = _mm512_packs_epi32(whole[0], whole[1]);
+        const __m512i lower = _mm512_packs_epi32(whole[2], whole[3]);
+        greatest = _mm512_max_epi16(greatest, _mm512_max_epi16(upper, lower));
+        _mm512_store_si512(steps + (row * 2 + half * 4) * 16, upper);
+        _mm512_store_si512(steps + (row * 2 + half * 4) * 16 + 32, lower);
+      }
+      _mm512_store_si512(greatest_ + half * 32, greatest);
+    }
+  }
+  // Several vectors at a time, step by step (see exp2 in cpu/math.h). The byte shuffles are shifts by 8 on the port
+  // that multiplications and shifts leave free.
+  template <int kCount>
+  static __attribute__((always_inline)) void powers(__m512i (&steps)[kCount], __m512i top) {
+    const __m512i raised = _mm512_set4_epi32(0x0e800c80, 0x0a800880, 0x06800480, 0x02800080);
+    const __m512i lowered = _mm512_set4_epi32(0x800f800d, 0x800b8009, 0x80078005, 0x80038001);
+    const __m512i one = _mm512_set1_epi16(static_cast<int16_t>(kOne)), square = _mm512_set1_epi16(kSquare);
+    const __m512i linear = _mm512_set1_epi16(static_cast<int16_t>(kLinear));
+    __m512i below[kCount], fraction[kCount], rest[kCount];
+#pragma GCC unroll 4
+    for (int i = 0; i < kCount; ++i) below[i] = _mm512_subs_epi16(top, steps[i]);
+#pragma GCC unroll 4
+    for (int i = 0; i < kCount; ++i) fraction[i] = _mm512_shuffle_epi8(below[i], raised);
+#pragma GCC unroll 4
+    for (int i = 0; i < kCount; ++i) rest[i] = _mm512_sub_epi16(linear, _mm512_mulhi_epu16(fraction[i], square));
+#pragma GCC unroll 4
+    for (int i = 0; i < kCount; ++i) rest[i] = _mm512_sub_epi16(one, _mm512_mulhi_epu16(fraction[i], rest[i]));
+#pragma GCC unroll 4
+    for (int i = 0; i < kCount; ++i) {
+      const __m512i shifted = _mm512_srlv_epi16(rest[i], _mm512_shuffle_epi8(below[i], lowered));
+      steps[i] = _mm512_avg_epu16(shifted, _mm512_setzero_si512());
+    }
   }
   // 16-bit steps lie as packs_epi32 leaves them: [row / 4][half][row / 2 % 2][4 lanes][row % 2][4 queries].
   static int place_of(int64_t row, int c) {

@@ -16,18 +16,18 @@ class FloatSoftmax {
 
   explicit FloatSoftmax(Arena& arena) : scores_(arena.take<float>(kSpanTiles * kTileKeys * kBlock)) {}
 
-  template <class Cell>
-  static void take_base(const Cell*, int64_t, const float*, float*) {}
-  template <class Cell>
-  static void raise_base(const Cell*, int64_t, const float*, float*) {}
+  template <class Scores>
+  static void take_base(const float*, int64_t, const float*, float*) {}
+  template <class Scores>
+  static void raise_base(const float*, int64_t, const float*, float*) {}
   bool exceeds() const { return false; }
 
   void begin_span() {
     for (Vec& greatest : greatest_) greatest = Vec(-kFarthest);
   }
 
-  template <class Cell>
-  void add_scores(const Cell* scores, int64_t num_rows, const float* factor, SpanState&, int i) {
+  template <class Scores>
+  void add_scores(const float* scores, int64_t num_rows, const float* factor, SpanState&, int i) {
     float* to = scores_ + i * kTileKeys * kBlock;
     for (int row = 0; row < kTileKeys; ++row) {
       if (row >= num_rows) {
@@ -35,7 +35,7 @@ class FloatSoftmax {
         continue;
       }
       for (int c = 0; c < kBlock; ++c)
-        to[row * kBlock + c] = static_cast<float>(scores[row * kScoreStride + c]) * factor[c];
+        to[row * kBlock + c] = (scores[row * kScoreStride + c] - Scores::kBias) * factor[c];
       for (int v = 0; v < kVecsPerRow; ++v) {
         greatest_[v] = max(Vec::load(to + row * kBlock + v * Vec::kLanes), greatest_[v]);
       }

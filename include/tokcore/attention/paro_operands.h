@@ -10,7 +10,7 @@ namespace tokcore::cpu::TOKCORE_ISA {
 // Codes of 8 or 4 bits, sums in int32.
 class ByteScores {
  public:
-  using Cell = int32_t;
+  static constexpr float kBias = kScoreBias;
   using Key = int8_t;
   using Query = int8_t;
   using Rows = const int8_t*;  // [P][Dq]
@@ -57,12 +57,12 @@ class ByteScores {
       scaled[i] = factor > 256.0f ? 256.0f : factor;
     }
   }
-  void multiply(Rows rows, int64_t tile, const Query* panel, Cell* scores) const {
+  void multiply(Rows rows, int64_t tile, const Query* panel, float* scores) const {
     const StepList steps = {nullptr, 0, static_cast<int>(width_ / kInt8Step)};
     for (int half = 0; half < 2; ++half) {
       const int8_t* first = rows + (tile * kTileKeys + half * kBlock) * width_;
-      multiply_bytes<false>({first, width_, kInt8Step}, reinterpret_cast<const uint8_t*>(panel), steps,
-                            scores + half * kBlock * kScoreStride, kScoreStride);
+      multiply_bytes<false, true>({first, width_, kInt8Step}, reinterpret_cast<const uint8_t*>(panel), steps,
+                                  reinterpret_cast<int32_t*>(scores) + half * kBlock * kScoreStride, kScoreStride);
     }
   }
 
@@ -75,7 +75,7 @@ class ByteScores {
 class FloatScores {
  public:
   using Engine = typename EngineOf<BFloat16>::type;
-  using Cell = float;
+  static constexpr float kBias = 0.0f;
   using Key = typename Engine::Operand;
   using Query = typename Engine::Operand;
   using Rows = RowTiles<Engine, BFloat16>;
@@ -111,7 +111,7 @@ class FloatScores {
   void scale_factors(const float* factors, int64_t, int64_t, float* scaled) const {
     for (int i = 0; i < kBlock; ++i) scaled[i] = factors[i];
   }
-  void multiply(const Rows& rows, int64_t tile, const Query* panel, Cell* scores) const {
+  void multiply(const Rows& rows, int64_t tile, const Query* panel, float* scores) const {
     const StepList steps = {nullptr, 0, static_cast<int>(used_ / kBlock)};
     for (int half = 0; half < 2; ++half) {
       Engine::multiply(rows[2 * tile + half], panel, steps, false, scores + half * kBlock * kScoreStride, NoStep(),
@@ -154,10 +154,10 @@ class ByteValues {
   }
   using Product = int32_t;
   // A span's weights times 32 of D: [32 of D][32 queries], to be merged later.
-  void multiply(const Value* tiles, int64_t chunk, SpanTiles span, const uint8_t* weights, const SpanState&,
+  void multiply(const Value* tiles, int64_t chunk, SpanTiles span, const uint8_t* weights, const SpanState&, bool,
                 Product* to, float*) const {
-    multiply_bytes<true>({tiles + chunk * kBlock * kTileKeys, kTileKeys, width_ * kTileKeys}, weights,
-                         {span.tiles, 0, span.count, true}, to);
+    multiply_bytes<true, false>({tiles + chunk * kBlock * kTileKeys, kTileKeys, width_ * kTileKeys}, weights,
+                                {span.tiles, 0, span.count, true}, to);
   }
   static void merge(const Product* products, const SpanState& state, bool is_first, float* sums) {
     for (int c = 0; c < kBlock; c += Vec::kLanes) {
@@ -222,16 +222,16 @@ class FloatValues {
   using Product = float;
   // Sums in fp32 take in the product at once.
   void multiply(const Value* tiles, int64_t chunk, SpanTiles span, const Value* weights, const SpanState& state,
-                Product*, float* sums) const {
+                bool is_first, Product*, float* sums) const {
     int32_t halves[2 * kSpanTiles];
     for (int i = 0; i < 2 * span.count; ++i) halves[i] = 2 * span.tiles[i / 2] + i % 2;
-    if (!state.is_new) {
+    if (!is_first) {
       for (int row = 0; row < kBlock; ++row) {
         for (int c = 0; c < kBlock; ++c) sums[row * kBlock + c] *= state.shrink[c];
       }
     }
     Engine::multiply({tiles + chunk * kTileCells, kBlock, width_ * kBlock}, weights, {halves, 0, 2 * span.count, true},
-                     !state.is_new, sums, NoStep());
+                     !is_first, sums, NoStep());
   }
 
   static void merge(const Product*, const SpanState&, bool, float*) {}

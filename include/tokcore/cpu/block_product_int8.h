@@ -90,18 +90,34 @@ inline void multiply_int8(const int8_t* a, int64_t a_stride, const int8_t* panel
 #endif
 }
 
-// The same with a list of steps, out rows out_stride elements apart, and a panel of signed or unsigned bytes. Elsewhere
-// than on AMX tiles it is computed in fp32, where sums below 2^24 are exact: that is what callers must keep to.
-template <bool kUnsignedPanel>
+// Sums below 2^22 that start at its bits are 1.5 * 2^23 more when read as fp32: no conversion is needed.
+inline constexpr float kFloatBias = 12582912.0f;
+inline constexpr int32_t kFloatBiasBits = 0x4b400000;
+
+// The same with a list of steps, out rows out_stride elements apart, and a panel of signed or unsigned bytes; kBiased:
+// sums start at kFloatBiasBits. Elsewhere than on AMX tiles it is computed in fp32, where sums below 2^24 are exact:
+// that is what callers must keep to.
+template <bool kUnsignedPanel, bool kBiased>
 inline void multiply_bytes(RowOperand<int8_t> a, const uint8_t* panel, StepList steps, int32_t* out,
                            int64_t out_stride = kBlock) {
 #if defined(__AMX_INT8__)
   const int64_t out_bytes = out_stride * 4;
   asm volatile("" ::: "memory");
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  if constexpr (kBiased) {
+    // One row for all 16 rows of a tile.
+    constexpr int32_t kBits = kFloatBiasBits;
+    alignas(64) static constexpr int32_t kStart[16] = {kBits, kBits, kBits, kBits, kBits, kBits, kBits, kBits,
+                                                       kBits, kBits, kBits, kBits, kBits, kBits, kBits, kBits};
+    _tile_loadd(0, kStart, 0);
+    _tile_loadd(1, kStart, 0);
+    _tile_loadd(2, kStart, 0);
+    _tile_loadd(3, kStart, 0);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
   for (int s = 0; s < steps.count; ++s) {
     const int8_t* left = a.data + steps[s] * a.step_stride;
     const uint8_t* right = panel + steps.in_panel(s) * 2 * kInt8TileBytes;
@@ -147,7 +163,8 @@ inline void multiply_bytes(RowOperand<int8_t> a, const uint8_t* panel, StepList 
   }
   for (int row = 0; row < kBlock; ++row) {
     for (int column = 0; column < kBlock; ++column) {
-      out[row * out_stride + column] = static_cast<int32_t>(sums[row * kBlock + column]);
+      out[row * out_stride + column] =
+          static_cast<int32_t>(sums[row * kBlock + column]) + (kBiased ? kFloatBiasBits : 0);
     }
   }
 #endif
