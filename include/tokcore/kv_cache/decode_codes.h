@@ -219,6 +219,7 @@ class CodeAttention {
     const KvPages& values = tier_->values;
     const bool poisoned = load_scales(block, values, group);
     const int64_t columns = block.columns(), padded = round_up(columns, 64);
+    for (int64_t i = columns; i < padded; ++i) scaled_[i] = zeros_[i] = 0.0f;
     for (int64_t row = 0; row < num_rows; ++row) {
       const float* from = weights + row * kScoreStride;
       __m512 greatest = _mm512_setzero_ps();
@@ -233,17 +234,35 @@ class CodeAttention {
       int8_t* high = weights_ + row * kWeightStride;
       int8_t* low = high + kRows * kWeightStride;
       // Zeros join with the weights as rounded: what rounding loses then counts by the values, not by codes and zeros.
-      __m512 of_zeros = _mm512_setzero_ps();
-      for (int64_t i = 0; i < columns; i += 16) {
-        const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(scaled_ + i), inverse));
-        store_bytes(whole, high + i, low + i);
-        of_zeros = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), _mm512_loadu_ps(zeros_ + i), of_zeros);
+      __m512 of_zeros[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+      for (int64_t i = 0; i < padded; i += 64) {
+        __m512i whole[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+          whole[j] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(scaled_ + i + j * 16), inverse));
+          of_zeros[j % 2] =
+              _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole[j]), _mm512_loadu_ps(zeros_ + i + j * 16), of_zeros[j % 2]);
+        }
+        store_weight_bytes(whole, high + i, low + i);
       }
-      for (int64_t i = columns; i < padded; ++i) high[i] = low[i] = 0;
       if (poisoned) unit = __builtin_nanf("");
       units_[row] = unit;
-      addends_[row] = unit * _mm512_reduce_add_ps(of_zeros);
+      addends_[row] = unit * _mm512_reduce_add_ps(_mm512_add_ps(of_zeros[0], of_zeros[1]));
     }
+  }
+
+  // 64 integers in [0, kMostInteger] as 256 * high + low with signed bytes.
+  static void store_weight_bytes(const __m512i whole[4], int8_t* high, int8_t* low) {
+    const __m512i half = _mm512_set1_epi32(128), low_bytes = _mm512_set1_epi16(0xff);
+    const __m512i first = _mm512_packus_epi32(_mm512_add_epi32(whole[0], half), _mm512_add_epi32(whole[1], half));
+    const __m512i last = _mm512_packus_epi32(_mm512_add_epi32(whole[2], half), _mm512_add_epi32(whole[3], half));
+    // Packing leaves groups of four bytes, one of each vector, lane by lane.
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i upper = _mm512_packus_epi16(_mm512_srli_epi16(first, 8), _mm512_srli_epi16(last, 8));
+    const __m512i lower = _mm512_packus_epi16(_mm512_and_si512(first, low_bytes), _mm512_and_si512(last, low_bytes));
+    const __m512i middle = _mm512_set1_epi8(static_cast<char>(0x80));  // the byte of whole + 128 is that of low + 128
+    _mm512_storeu_si512(high, _mm512_permutexvar_epi32(order, upper));
+    _mm512_storeu_si512(low, _mm512_xor_si512(_mm512_permutexvar_epi32(order, lower), middle));
   }
 
   // fp32 scales of a group of channels for every column, and zeros in units of them; whether a scale is NaN.

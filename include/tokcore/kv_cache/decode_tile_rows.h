@@ -20,7 +20,7 @@ class TileRows {
         queries_(arena.take<BFloat16>(most_rows * head_dim)),
         keys_(arena.take<char>(most_rows > 0 ? kBlockTokens * head_dim * 2 : 0)),
         values_(arena.take<char>(most_rows > 0 ? kBlockTokens * head_dim * 2 : 0)),
-        tiles_(arena.take<float>(most_rows > 0 ? 2 * kRows * kTileStride : 0)),
+        tiles_(arena.take<float>(most_rows > 0 ? kRows * kTileStride : 0)),
         scores_(arena.take<float>(most_rows > 0 ? kRows * kScoreStride : 0)),
         weights_(arena.take<BFloat16>(most_rows > 0 ? kRows * kWeightStride : 0)),
         sums_(arena.take<float>(most_rows > 0 ? 2 * 4 * 256 : 0)) {}
@@ -65,7 +65,9 @@ class TileRows {
 
  private:
   static constexpr int64_t kWeightStride = kBlockTokens + 32;  // an odd number of lines
-  static constexpr int64_t kTileStride = 32;
+  // Two tiles side by side: a load waits for an earlier store with the same low 12 address bits, and the stores of a
+  // dense 32 x 32 tile have all of them.
+  static constexpr int64_t kTileStride = 2 * 32;
 
   // Keys: [segments][steps] tiles of 16 pairs of channels by 16 tokens. Values: [D / 32][pairs of segments] two tiles.
   template <class Step>
@@ -139,7 +141,7 @@ class TileRows {
     float shifts[kRows];
     Vec sums[kRows];
     const auto weigh_pair = [&](int64_t pair, int64_t begin, int64_t end) {
-      const float* scores = tiles_ + pair % 2 * kRows * kTileStride;
+      const float* scores = tiles_ + pair % 2 * 32;
       BFloat16* weights = weights_ + pair * 32;
       const bool half = odd && pair + 1 == pairs;
       int64_t row = begin;
@@ -164,7 +166,7 @@ class TileRows {
     };
     asm volatile("" ::: "memory");
     for (int64_t pair = 0; pair < pairs; ++pair) {
-      score_pair(pair, first_row, tiles_ + pair % 2 * kRows * kTileStride, kTileStride, [&](int64_t s) {
+      score_pair(pair, first_row, tiles_ + pair % 2 * 32, kTileStride, [&](int64_t s) {
         if (pair > 0) weigh_pair(pair - 1, num_rows * s / steps_, num_rows * (s + 1) / steps_);
       });
       advance(steps_);
@@ -236,7 +238,7 @@ class TileRows {
   BFloat16* queries_;  // [rows / 16][steps][16 rows][32]
   char* keys_;
   char* values_;
-  float* tiles_;       // [2][kRows, kTileStride] scores of a pair of segments
+  float* tiles_;       // [kRows, kTileStride] scores of two pairs of segments
   float* scores_;      // [kRows, kScoreStride] of a whole block, where they are looked at twice
   BFloat16* weights_;  // [kRows, kWeightStride]
   float shrink_[kRows] = {};

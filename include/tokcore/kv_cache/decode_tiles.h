@@ -35,12 +35,13 @@ class TileAttention {
         partial_(arena.take<BFloat16>(2 * kGroupTokens * cache.head_dim)),
         tiles_(arena.take<float>(2 * 2 * 256)),
         weights_(arena.take<BFloat16>(kRows * kWeightStride)),
-        values_(arena.take<char>(4 * 1024)),
+        values_(arena.take<char>((padded_rows > kRows ? kBlockTokens / 32 * ceil_div(D_, 64) : 1) * 4096)),
         sums_(arena.take<float>(4 * 256)),
         many_(cache.head_dim, padded_rows > kFewRows ? padded_rows : 0, arena) {}
 
   // The queries are bf16 numbers: multiplied as they came, but for the sign, and scaled afterwards by a positive unit.
   void set_queries(const float* rows, int64_t padded_rows, float scale) {
+    is_only_ = padded_rows <= kRows;
     unit_ = scale == 0.0f ? 1.0f : std::fabs(scale);
     const Vec sign(scale > 0.0f ? 1.0f : scale < 0.0f ? -1.0f : 0.0f);
     if (padded_rows > kFewRows) return many_.set_queries(rows, padded_rows, sign);
@@ -64,6 +65,7 @@ class TileAttention {
   template <class Step>
   void score(const Block& block, int64_t first_row, int64_t num_rows, float* scores, Step&& step) {
     const BFloat16* queries = queries_ + first_row * D_;
+    is_first_ = first_row == 0;
     switch (steps_) {
       case 1:
         return score_resident<1>(block, queries, num_rows, scores, step);
@@ -99,18 +101,22 @@ class TileAttention {
       _tile_zero(2);
       _tile_zero(3);
       for (int64_t column = 0; column < columns; column += 32) {
-        interleave_values(block, column / 16, pass * 64, D_, values_);
-        if (wide) interleave_values(block, column / 16, pass * 64 + 32, D_, values_ + 2048);
+        // Values are made operands for the first rows and kept for the next ones.
+        char* values = values_ + (is_only_ ? 0 : (pass * columns + column) * 128);
+        if (is_first_) {
+          interleave_values(block, column / 16, pass * 64, D_, values);
+          if (wide) interleave_values(block, column / 16, pass * 64 + 32, D_, values + 2048);
+        }
         asm volatile("" ::: "memory");
         _tile_loadd(4, weights_ + column, kWeightStride * 2);
-        _tile_loadd(5, values_, 64);
+        _tile_loadd(5, values, 64);
         _tile_dpbf16ps(0, 4, 5);
-        _tile_loadd(6, values_ + 1024, 64);
+        _tile_loadd(6, values + 1024, 64);
         _tile_dpbf16ps(1, 4, 6);
         if (wide) {
-          _tile_loadd(5, values_ + 2048, 64);
+          _tile_loadd(5, values + 2048, 64);
           _tile_dpbf16ps(2, 4, 5);
-          _tile_loadd(6, values_ + 3072, 64);
+          _tile_loadd(6, values + 3072, 64);
           _tile_dpbf16ps(3, 4, 6);
         }
         step(PageKind::kValues, pass * columns + column + 32, passes * columns);
@@ -211,9 +217,10 @@ class TileAttention {
   BFloat16* partial_;  // [2][16, D] tokens of a segment that is not full
   float* tiles_;       // [2][2][16 tokens][16 rows]
   BFloat16* weights_;  // [kRows, kWeightStride]
-  char* values_;       // [4 tiles][16][64]
+  char* values_;       // [4 tiles][16][64], with more than kRows rows for every step of a block
   float* sums_;        // [4 tiles][16][16]
   TileRows many_;
+  bool is_only_ = true, is_first_ = true;  // the rows at hand among those of a block
 };
 
 }  // namespace tokcore::cpu::TOKCORE_ISA
