@@ -111,6 +111,19 @@ def test_products_that_wait_for_each_other_are_a_problem(kernels: list[sass.Kern
     assert list(sass.problems(kernels)) == [expected]
 
 
+@pytest.mark.parametrize("waits", [("0x1", "0x0"), ("0x0", "0x0")])
+def test_weights_of_attention_are_made_while_products_are_in_flight(waits: tuple[str, str]) -> None:
+    powers = ["MUFU.EX2 R88, R88"] * 32
+    code = ["UTMALDG.4D", "HGMMA.64x64x16.F32 R88", "HGMMA.64x64x16.F32 R88, gsb0"]
+    code += [f"WARPGROUP.DEPBAR.LE gsb0, {waits[0]}", *powers, f"WARPGROUP.DEPBAR.LE gsb0, {waits[1]}", powers[0]]
+    lines = ["arch = sm_90a", "Function : some_attention_forward_sm90_kernel"]
+    lines += [f"        /*{16 * i:04x}*/                   {text} ;" for i, text in enumerate(code)]
+    (kernel,) = sass._read_code(lines).values()
+    assert kernel.beside == (32 if waits[0] == "0x1" else 0)
+    expected = "some_attention_forward_sm90_kernel (sm_90a): 0 of 32 weights are made while products are in flight"
+    assert list(sass.problems([kernel])) == ([] if kernel.beside else [expected])
+
+
 def test_tf32_fragments_do_without_ldsm(kernels: list[sass.Kernel]) -> None:
     del kernels[0].opcodes["STL"], kernels[0].opcodes["LDSM"]
     kernels[0].tf32 = True

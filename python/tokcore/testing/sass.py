@@ -2,8 +2,9 @@
 
 Local memory in a kernel means that registers were spilled or an array was indexed at run time; a tensor-core kernel
 without tensor-core instructions, or without the asynchronous copies it was written around, was compiled into something
-else than its source says, and so was one whose warpgroup products wait for each other. None of it shows in a result, so
-it is looked for here. Needs cuobjdump, and c++filt of binutils; no GPU.
+else than its source says. So was one whose warpgroup products wait for each other, or one of attention whose weights
+wait for products that they were to be made beside. None of it shows in a result, so it is looked for here. Needs
+cuobjdump, and c++filt of binutils; no GPU.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Kernel:
     opcodes: Counter[str] = field(default_factory=Counter)  # of COUNTED
     tf32: bool = False  # multiplies tf32 fragments, which LDSM cannot load
     groups: int = 0  # of warpgroup products that are waited for together
+    beside: int = 0  # MUFU while the newest group is still in flight
 
     @property
     def template(self) -> str:
@@ -82,23 +84,29 @@ _ARCHITECTURE = re.compile(r"^arch = (sm_\w+)")
 _FUNCTION = re.compile(r"^\s*Function :? ?([\w$]+):?")
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)([.A-Z0-9_]*)")
 _WARPGROUP_PRODUCTS = ("HGMMA", "IGMMA")
+_WEIGHTS_OF_A_LANE = 32  # 64 queries by 64 keys, by 128 threads
 _RESOURCES = re.compile(r"REG:(\d+) .*SHARED:(\d+)")
 
 
 def _read_code(lines: Iterable[str]) -> dict[tuple[str, str], Kernel]:
     kernels: dict[tuple[str, str], Kernel] = {}
     architecture, kernel = "", None
+    in_flight = False  # products that a wait has left out
     for line in lines:
         if match := _ARCHITECTURE.match(line):
             architecture, kernel = match[1], None
         elif match := _FUNCTION.match(line):
             kernel = kernels[architecture, match[1]] = Kernel(architecture, match[1])
+            in_flight = False
         elif kernel is not None and (match := _INSTRUCTION.match(line)):
             opcode, modifiers = match[1], match[2]
             kernel.instructions += opcode != "NOP"  # fills the end of the code up
             if opcode in COUNTED:
                 kernel.opcodes[opcode] += 1
             kernel.tf32 |= opcode == "HMMA" and ".TF32" in modifiers
+            if opcode == "WARPGROUP" and ".DEPBAR" in modifiers:
+                in_flight = "0x0 ;" not in line
+            kernel.beside += opcode == "MUFU" and in_flight
             kernel.groups += opcode in _WARPGROUP_PRODUCTS and "gsb0" in line
     return kernels
 
@@ -145,6 +153,9 @@ def problems(kernels: Sequence[Kernel]) -> Iterator[str]:
         products = sum(kernel.opcodes[opcode] for opcode in _WARPGROUP_PRODUCTS)
         if products > 1 and kernel.groups == products:  # ptxas does so when the accumulators are touched in between
             yield f"{where}: each of {products} warpgroup products is waited for before the next begins"
+        # ptxas likes to move the wait for all products up to the one for all but the newest.
+        if "attention_forward_sm90_" in kernel.name and kernel.beside < _WEIGHTS_OF_A_LANE:
+            yield f"{where}: {kernel.beside} of {_WEIGHTS_OF_A_LANE} weights are made while products are in flight"
         if "_sm80_" in kernel.name:
             yield from (f"{where}: no {opcode}" for opcode in _missing(kernel, ("HMMA", "IMMA")))
     # Operands that are not aligned are loaded element by element, so these need not be in every instantiation.
