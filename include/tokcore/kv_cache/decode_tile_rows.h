@@ -174,8 +174,8 @@ class TileRows {
       for (int64_t row = 0; row < num_rows; ++row) {
         shrink_[row] = 1.0f;
         if (!WeighRow::has_maximum(states[row])) {
-          const Vec greatest = greatest_of(tiles_ + row * kTileStride, min(block.columns(), WeighRow::kGuessed));
-          shrink_[row] = WeighRow::guess(states[row], greatest, unit);
+          const int64_t columns = min(block.columns(), int64_t{WeighRow::kGuessed});
+          shrink_[row] = WeighRow::guess(states[row], tiles_ + row * kTileStride, columns, unit);
         }
         shifts[row] = -states[row].maximum * kLog2E;
         sums[row] = Vec(0.0f);

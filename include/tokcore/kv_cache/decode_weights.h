@@ -34,13 +34,25 @@ inline Vec greatest_of(const float* scores, int64_t count) {
 // Weights exp(score * unit - maximum) of a block of one row. The maximum need not cover the scores: weights are
 // floating point numbers, so that it only has to keep them from overflowing. It is that of the first kGuessed columns
 // that a row sees, and moves to that of a block whose weights add up to kMostSum or more. So the weights of almost all
-// blocks are made in one pass, tile by tile.
+// blocks are made in one pass, tile by tile. What is hidden between those columns does not count: a node of a tree sees
+// its ancestors among other nodes, and its weights are rounded as those of the same token in a text.
 struct WeighRow {
-  static constexpr int64_t kGuessed = 32;
+  static constexpr int kGuessed = 32;
   static constexpr float kMostSum = 4096.0f;  // of 512 columns
 
   static bool has_maximum(const RowSoftmax& state) { return state.maximum > -kFarthest; }
-  static float guess(RowSoftmax& state, Vec greatest, float unit) {
+  // Returns by what earlier results of the row shrink.
+  static float guess(RowSoftmax& state, const float* scores, int64_t columns, float unit) {
+    const Vec hidden(-kFarthest);
+    Vec greatest = hidden;
+    int left = kGuessed;
+    for (int64_t i = 0; i < columns && left > 0; i += 16) {
+      const Vec found = Vec::load(scores + i);
+      uint32_t seen = (hidden < found).to_bits();
+      while (__builtin_popcount(seen) > left) seen &= ~(0x80000000u >> __builtin_clz(seen));
+      left -= __builtin_popcount(seen);
+      greatest = max(select(Mask::from_bits(seen), found, hidden), greatest);
+    }
     return state.raise_maximum(greatest_lane(greatest) * unit);
   }
 
@@ -84,7 +96,7 @@ struct WeighRow {
   // Returns by what earlier results of the row shrink.
   static float take(RowSoftmax& state, const float* scores, int64_t columns, float unit, BFloat16* weights) {
     float shrink = 1.0f;
-    if (!has_maximum(state)) shrink = guess(state, greatest_of(scores, min(columns, kGuessed)), unit);
+    if (!has_maximum(state)) shrink = guess(state, scores, columns, unit);
     const float sum = WeighRow(unit, state.maximum).weigh_all(scores, columns, weights);
     if (!(sum < kMostSum)) return shrink * retake(state, scores, columns, unit, weights);
     state.sum = state.sum * shrink + sum;

@@ -25,12 +25,11 @@ from tokcore.ops.decode_attention import decode_attention
 from tokcore.ops.draft_candidates import Candidates
 from tokcore.ops.kv_compact import kv_compact
 from tokcore.quantized_kv_cache import QuantizedKVCache
-from tokcore.speculative.model import CacheOptions, top_of_logits
+from tokcore.speculative.model import PLAIN_FORMATS, CacheOptions, cache_options, top_of_logits
 from tokcore.token_tree import TokenTree
 from tokcore.verdict import Verdict
 
 NAME = "tokcore"
-_PLAIN = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _WRITTEN: ContextVar[TokcoreLayer | None] = ContextVar("tokcore_written_layer", default=None)
 """The layer whose keys and values were appended last: the attention that follows reads it."""
 
@@ -100,7 +99,7 @@ class TokcoreCache(Cache):
         where: dict[str, Any] = {"dtype": model.dtype, "device": model.device}
         if isinstance(cache, str):
             return cls(QuantizedKVCache.from_preset(cache, *sizes, **where))
-        options: dict[str, Any] = {"high": _PLAIN[model.dtype], "low": None, **(cache or {}), **where}
+        options: dict[str, Any] = {**cache_options(cache, model.dtype, capacity), **where}
         return cls(QuantizedKVCache(*sizes, **options))
 
 
@@ -164,8 +163,8 @@ class TransformersModel:
 
     def __init__(self, model: PreTrainedModel) -> None:
         require = checks.wrapper_require("integrations.TransformersModel")
-        known = model.dtype in _PLAIN
-        names = " or ".join(checks.dtype_name(dtype) for dtype in _PLAIN)
+        known = model.dtype in PLAIN_FORMATS
+        names = " or ".join(checks.dtype_name(dtype) for dtype in PLAIN_FORMATS)
         require(known, "model", lambda: f"dtype {names}", lambda: checks.dtype_name(model.dtype), NotImplementedError)
         model.train(False)
         model.set_attn_implementation(NAME)

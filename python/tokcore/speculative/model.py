@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from tokcore.ops.draft_candidates import Candidates, draft_candidates
@@ -14,6 +15,18 @@ from tokcore.verdict import Verdict
 CacheOptions = str | Mapping[str, Any] | None
 """A preset's name (:data:`tokcore.KV_PRESETS`), options of :class:`tokcore.QuantizedKVCache`, or None: nothing is
 quantized."""
+
+PLAIN_FORMATS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def cache_options(cache: Mapping[str, Any] | None, dtype: torch.dtype, capacity: int) -> dict[str, Any]:
+    """Options of :class:`tokcore.QuantizedKVCache` for keys and values of ``dtype`` in [fp32, bf16, fp16].
+
+    With None all tokens stay in the window. Nothing moves to a page then, which a tree makes happen sooner than single
+    tokens do: sums are taken over the same pieces, and greedy text is that of plain decoding to the last bit.
+    """
+    plain: dict[str, Any] = {"high": PLAIN_FORMATS[dtype], "low": None}
+    return {**plain, "residual": capacity} if cache is None else {**plain, **cache}
 
 
 class Session(Protocol):

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from tokcore.demo.progress import Progress
 from tokcore.demo.token_trees.model import DemoModel
-from tokcore.demo.token_trees.speed import CACHE
 from tokcore.speculative import Drafter, generate
 
 SAMPLED = 3  # tokens of a continuation
@@ -61,7 +60,6 @@ def compare_samples(model: DemoModel, sampling: Sampling, prompt: Tensor, progre
             rule=sampling.rule,
             temperature=sampling.temperature,
             seed=torch.arange(first_seed, first_seed + batch),
-            cache=CACHE,
         )
         return [tuple(row.tolist()) for row in result.tokens]
 

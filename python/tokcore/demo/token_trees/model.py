@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +15,11 @@ from tokcore.ops.draft_candidates import Candidates
 from tokcore.ops.kv_compact import kv_compact
 from tokcore.ops.linear_logprobs import linear_logprobs
 from tokcore.quantized_kv_cache import QuantizedKVCache
-from tokcore.speculative.model import CacheOptions
+from tokcore.speculative.model import CacheOptions, cache_options
 from tokcore.token_tree import TokenTree
 from tokcore.verdict import Verdict
 
 MOST_APPENDED = 256  # tokens of a prompt in one pass
-PLAIN_CACHE = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 class DemoModel:
@@ -43,8 +41,8 @@ class DemoModel:
         if isinstance(cache, str):
             made = QuantizedKVCache.from_preset(cache, *sizes, dtype=self.compute_dtype)
         else:
-            plain: dict[str, Any] = {"high": PLAIN_CACHE[self.compute_dtype], "low": None}
-            made = QuantizedKVCache(*sizes, **{**plain, **(cache or {})}, dtype=self.compute_dtype)
+            options = cache_options(cache, self.compute_dtype, capacity)
+            made = QuantizedKVCache(*sizes, **options, dtype=self.compute_dtype)
         cached = copy.copy(self.weights)
         cached.cache = made
         return DemoSession(cached, self.vocab_size)

@@ -16,7 +16,6 @@ from tokcore.speculative import Drafter, GenerationResult, Step, ThroughputBudge
 
 PLAIN = "plain decoding"
 ALWAYS = "always "  # begins the name of a drafter that drafts whatever it costs
-CACHE = {"residual": 512}  # text and trees stay in the window: a tree that fills pages sooner rounds another way
 
 
 @dataclass
@@ -90,7 +89,6 @@ def generate_in_turns(
                         max_new_tokens=new_tokens,
                         drafter=method.drafter,
                         budget=method.budget,
-                        cache=CACHE,
                         on_step=watched,
                     )
                     if method.drafter is None and not texts[index:]:
