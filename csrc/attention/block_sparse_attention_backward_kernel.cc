@@ -206,12 +206,11 @@ void fill_statistics(const BlockSparseAttentionBackwardParams& params, const Que
   const int64_t padded = round_up(shape.query_length, kBlock), tiles = padded / kBlock;
   const int64_t head_steps = ceil_div(shape.head_dim, kBlock), stride = row_operand_stride(shape.head_dim);
   const int64_t panel_elements = head_steps * kTileCells, row_elements = kBlock * stride;
-  Scratch scratch(static_cast<size_t>(threads.count) *
-                  ((panel_elements + row_elements) * sizeof(Operand) + kTileCells * sizeof(float)));
-  Arena arena(scratch.data());
-  Operand* panels = arena.take<Operand>(threads.count * panel_elements);
-  Operand* rows = arena.take<Operand>(threads.count * row_elements);
-  float* products = arena.take<float>(threads.count * kTileCells);
+  Arena counting;
+  counting.take<Operand>(panel_elements);
+  counting.take<Operand>(row_elements);
+  counting.take<float>(kTileCells);
+  const ScratchPerThread scratch(threads.count, counting.used());
   auto work = [&](int64_t item, int worker) {
     const int64_t head = item / tiles, first = item % tiles * kBlock;
     const int64_t num_rows = min(shape.query_length - first, kBlock);
@@ -219,14 +218,15 @@ void fill_statistics(const BlockSparseAttentionBackwardParams& params, const Que
       return rows_of_head<T>(view, head / shape.num_heads, head % shape.num_heads, shape.query_length, shape.head_dim);
     };
     const Rows<T> grad_out = rows_of(params.grad_out);
-    Operand* row_operand = rows + worker * row_elements;
+    Arena arena(scratch[worker]);
+    Operand* panel = arena.take<Operand>(panel_elements);
+    Operand* row_operand = arena.take<Operand>(row_elements);
+    float* product = arena.take<float>(kTileCells);
     Engine::pack_rows(grad_out.data + first * grad_out.stride, grad_out.stride, num_rows, shape.head_dim, row_operand,
                       stride);
     const T* out_rows[kBlock];
     rows_of(params.out).tile(first / kBlock, out_rows);
-    Operand* panel = panels + worker * panel_elements;
     Engine::pack_transposed(out_rows, shape.head_dim, panel);
-    float* product = products + worker * kTileCells;
     Engine::multiply({row_operand, stride}, panel, {nullptr, 0, static_cast<int>(head_steps)}, false, product,
                      NoStep());
     for (int64_t i = 0; i < kBlock; ++i) {

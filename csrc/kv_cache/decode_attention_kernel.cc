@@ -121,8 +121,7 @@ class Decode {
     outputs_ = arena.take<float>(parts * num_rows_ * D_);
     Arena counting;
     const Worker counted(cache_, padded_rows_, counting);
-    worker_bytes_ = static_cast<int64_t>(counting.used());
-    workers_ = arena.take<char>(worker_bytes_ * threads_.count);
+    workers_ = arena.take_per_thread<char>(threads_.count, static_cast<int64_t>(counting.used()));
   }
 
   // Workers take runs of tasks, so that each can fetch ahead; which run is whose changes no result.
@@ -132,7 +131,7 @@ class Decode {
     for_each_item(
         threads_, num_runs,
         [&](int64_t run, int index) {
-          Arena arena(workers_ + worker_bytes_ * index);
+          Arena arena(workers_[index]);
           Worker worker(cache_, padded_rows_, arena);
           attend_run(worker, num_tasks * run / num_runs, num_tasks * (run + 1) / num_runs);
         },
@@ -378,8 +377,7 @@ class Decode {
   int64_t D_, group_size_, num_rows_, padded_rows_;
   RowSoftmax* states_ = nullptr;  // [parts, Hkv, rows]
   float* outputs_ = nullptr;      // [parts, Hkv, rows, D] weighted sums
-  char* workers_ = nullptr;
-  int64_t worker_bytes_ = 0;
+  PiecePerThread<char> workers_;  // memory of each
 };
 
 }  // namespace

@@ -42,13 +42,13 @@ class Append {
     if (most == 0) return;
     Arena counting;
     const OpenPage counted(cache_, counting);
-    Scratch scratch(counting.used() * static_cast<size_t>(threads_.count));
+    const ScratchPerThread scratch(threads_.count, counting.used());
     for_each_item(threads_, p_.num_rows * most * cache_.num_heads, [&](int64_t item, int worker) {
       const int64_t head = item % cache_.num_heads, index = item / cache_.num_heads % most;
       const KvAppendRow& row = p_.rows[item / cache_.num_heads / most];
       const int64_t high = row.pages_to_write[kHighTier];
       if (index >= high + row.pages_to_write[kLowTier]) return;
-      Arena arena(scratch.data() + counting.used() * static_cast<size_t>(worker));
+      Arena arena(scratch[worker]);
       const OpenPage open(cache_, arena);
       const KvTierName name = index < high ? kHighTier : kLowTier;
       const int64_t in_tier = row.first_page[name] + (index < high ? index : index - high);

@@ -38,13 +38,12 @@ class Compact {
     }
     Arena counting;
     const Worker counted(p_.cache, most, counting);
-    const size_t bytes = most > 0 ? counting.used() : 0;
-    Scratch scratch(bytes * static_cast<size_t>(threads_.count));
+    const ScratchPerThread scratch(threads_.count, most > 0 ? counting.used() : 0);
     for_each_item(threads_, p_.num_rows * H_, [&](int64_t item, int index) {
       const KvCompactRow& row = p_.rows[item / H_];
       const KvCacheParams cache = layer_of(p_.cache, row.layer);
       if (row.num_pages == 0) return move_rows(cache, row, item % H_);
-      Arena arena(scratch.data() + bytes * static_cast<size_t>(index));
+      Arena arena(scratch[index]);
       Worker worker(p_.cache, most, arena);
       for (const PageKind kind : kPageKinds) {
         gather(cache, row, item % H_, kind, worker);

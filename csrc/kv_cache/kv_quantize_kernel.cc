@@ -32,9 +32,9 @@ void for_each_block(const KvCodesParams& p, const Threads& threads, Work&& work)
   const int64_t num_scales = p.num_tokens * p.head_dim / p.scheme.group;  // of an item, either axis
   Arena counting;
   const Block counted(p, counting);
-  Scratch scratch(counting.used() * static_cast<size_t>(threads.count));
+  const ScratchPerThread scratch(threads.count, counting.used());
   for_each_item(threads, p.num_items * blocks, [&](int64_t index, int worker) {
-    Arena arena(scratch.data() + counting.used() * static_cast<size_t>(worker));
+    Arena arena(scratch[worker]);
     const Block block(p, arena);
     const int64_t item = index / blocks, first = index % blocks * block_tokens;
     const float* channel_scale =

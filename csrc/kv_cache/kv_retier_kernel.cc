@@ -59,9 +59,9 @@ class Retier {
     if (most_ == 0) return;
     Arena counting;
     const Worker counted(*this, counting);
-    Scratch scratch(counting.used() * static_cast<size_t>(threads_.count));
+    const ScratchPerThread scratch(threads_.count, counting.used());
     for_each_item(threads_, cache_.num_sequences * cache_.num_heads, [&](int64_t item, int index) {
-      Arena arena(scratch.data() + counting.used() * static_cast<size_t>(index));
+      Arena arena(scratch[index]);
       const Worker worker(*this, arena);
       sort_head(worker, item / cache_.num_heads, item % cache_.num_heads);
     });

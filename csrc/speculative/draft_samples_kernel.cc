@@ -59,11 +59,11 @@ void draw_children(const DraftSamplesParams& p, int64_t index, RowScratch& scrat
 }  // namespace
 
 void draft_samples(const DraftSamplesParams& params, const Threads& threads) {
-  Scratch memory(sizeof(RowScratch) * static_cast<size_t>(threads.count));
-  RowScratch* scratch = reinterpret_cast<RowScratch*>(memory.data());
+  const ScratchPerThread scratch(threads.count, sizeof(RowScratch));
   with_dtype(params.dtype, [&](auto element) {
-    for_each_item(threads, params.num_requests,
-                  [&](int64_t index, int worker) { draw_children<decltype(element)>(params, index, scratch[worker]); });
+    for_each_item(threads, params.num_requests, [&](int64_t index, int worker) {
+      draw_children<decltype(element)>(params, index, *reinterpret_cast<RowScratch*>(scratch[worker]));
+    });
   });
 }
 

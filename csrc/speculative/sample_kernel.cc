@@ -33,11 +33,10 @@ void sample_row(const SampleParams& p, int64_t request, RowScratch& scratch) {
 }  // namespace
 
 void sample(const SampleParams& params, const Threads& threads) {
-  Scratch memory(sizeof(RowScratch) * static_cast<size_t>(threads.count));
-  RowScratch* scratch = reinterpret_cast<RowScratch*>(memory.data());
+  const ScratchPerThread scratch(threads.count, sizeof(RowScratch));
   with_dtype(params.dtype, [&](auto element) {
     for_each_item(threads, params.num_requests, [&](int64_t request, int worker) {
-      sample_row<decltype(element)>(params, request, scratch[worker]);
+      sample_row<decltype(element)>(params, request, *reinterpret_cast<RowScratch*>(scratch[worker]));
     });
   });
 }

@@ -24,11 +24,11 @@ class Verify {
       for_each_item(threads_, p_.num_requests * p_.num_nodes, [&](int64_t item, int worker) {
         const int64_t request = item / p_.num_nodes, node = item % p_.num_nodes;
         if (find_problem(request).status != speculative::kFine || node >= p_.counts[request]) return;
-        SamplingRow<T> row(p_, &p_, request, scratch_[worker]);
+        SamplingRow<T> row(p_, &p_, request, *scratch_[worker]);
         summaries_[item] = row.open(node, Walk::needs_mass(p_));
       });
     }
-    for_each_item(threads_, p_.num_requests, [&](int64_t request, int worker) { verify(request, scratch_[worker]); });
+    for_each_item(threads_, p_.num_requests, [&](int64_t request, int worker) { verify(request, *scratch_[worker]); });
   }
 
  private:
@@ -39,7 +39,7 @@ class Verify {
 
   bool rows_at_once() const { return p_.rows_at_once && p_.target_tokens == nullptr; }
   void plan(Arena& arena) {
-    scratch_ = arena.take<RowScratch>(threads_.count);
+    scratch_ = arena.take_per_thread<RowScratch>(threads_.count, 1);
     summaries_ = arena.take<RowSummary>(rows_at_once() ? p_.num_requests * p_.num_nodes : 0);
   }
   Problem find_problem(int64_t request) const {
@@ -73,7 +73,7 @@ class Verify {
 
   const VerifyTreeParams& p_;
   const Threads& threads_;
-  RowScratch* scratch_ = nullptr;    // [workers]
+  PiecePerThread<RowScratch> scratch_;
   RowSummary* summaries_ = nullptr;  // [B, N]
 };
 

@@ -66,6 +66,27 @@ class Scratch {
   size_t bytes_;
 };
 
+// One piece of `bytes` for each thread, apart as Arena::separate_threads says.
+class ScratchPerThread {
+ public:
+  ScratchPerThread(int threads, size_t bytes) : ScratchPerThread(plan(Arena(), threads, bytes), threads, bytes) {}
+  char* operator[](int worker) const { return pieces_[worker]; }
+
+ private:
+  struct Plan {
+    size_t bytes;
+    PiecePerThread<char> pieces;
+  };
+  static Plan plan(Arena arena, int threads, size_t bytes) {
+    const PiecePerThread<char> pieces = arena.take_per_thread<char>(threads, static_cast<int64_t>(bytes));
+    return {arena.used(), pieces};
+  }
+  ScratchPerThread(const Plan& counted, int threads, size_t bytes)
+      : scratch_(counted.bytes), pieces_(plan(Arena(scratch_.data()), threads, bytes).pieces) {}
+  Scratch scratch_;
+  PiecePerThread<char> pieces_;
+};
+
 // Asks for huge pages under a large output that is about to be written for the first time: its page faults otherwise
 // cost more than its writes.
 void expect_large_writes(void* data, size_t bytes);
