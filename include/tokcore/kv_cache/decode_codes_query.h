@@ -66,21 +66,25 @@ class CodeQueries {
     return bytes_ + first_row / kRows * chunk_bytes_ + variants_[unit] * 2 * kRows * stride_;
   }
 
-  // Queries times the channels' scales of a group of tokens; what the zeros give goes into sums.
+  // Queries times the channels' scales of a group of tokens; what the zeros give goes into sums, and what rounding
+  // loses for codes in the middle of their range: else it would shift all scores of the group alike.
   void fold(int64_t first_row, int64_t num_rows, const KvPages& keys, int64_t place, int64_t token_group) {
     const BFloat16* scale = keys.scale + place * keys.head_scales + token_group * D_;
     const BFloat16* zero = keys.zero == nullptr ? nullptr : keys.zero + place * keys.head_scales + token_group * D_;
+    const float middle = static_cast<float>(middle_code(keys.scheme.bits));
     for (int64_t row = first_row; row < first_row + num_rows; ++row) {
       const float* query = rows_ + row * D_;
       float* folded = folded_ + (row - first_row) * D_;
-      __m512 of_zeros = _mm512_setzero_ps();
+      __m512 of_zeros = _mm512_setzero_ps(), exact = _mm512_setzero_ps();
       for (int64_t d = 0; d < D_; d += 16) {
-        const __m512 value = _mm512_loadu_ps(query + d);
-        _mm512_storeu_ps(folded + d, _mm512_mul_ps(value, Vec::load(scale + d).v));
+        const __m512 value = _mm512_loadu_ps(query + d), scaled = _mm512_mul_ps(value, Vec::load(scale + d).v);
+        _mm512_storeu_ps(folded + d, scaled);
+        exact = _mm512_add_ps(scaled, exact);
         if (zero != nullptr) of_zeros = _mm512_fmadd_ps(value, Vec::load(zero + d).v, of_zeros);
       }
       to_bytes(folded, row);
-      if (zero != nullptr) sums_[row * kMostUnits] = _mm512_reduce_add_ps(of_zeros);
+      float& sum = sums_[row * kMostUnits];
+      if (zero != nullptr) sum = _mm512_reduce_add_ps(of_zeros) + middle * (_mm512_reduce_add_ps(exact) - sum);
     }
   }
 
