@@ -6,10 +6,8 @@
 #include <limits>
 
 #include "tokcore/cpu/math.h"
-#include "tokcore/cpu/philox.h"
 #include "tokcore/cpu/row_softmax.h"
-#include "tokcore/speculative/draft_samples.h"
-#include "tokcore/speculative/noise.h"
+#include "tokcore/speculative/row_noise.h"
 #include "tokcore/speculative/verify_tree.h"
 
 namespace tokcore::cpu::TOKCORE_ISA {
@@ -18,14 +16,13 @@ using speculative::LogitsParams;
 using speculative::Penalties;
 using speculative::RowSummary;
 
-inline constexpr int64_t kRowBlock = 512;  // a multiple of 32 and of Vec::kLanes
-inline constexpr int kDigitBits = 11;      // of the ranks that a histogram tells apart
+inline constexpr int kDigitBits = 11;  // of the ranks that a histogram tells apart
 
 // Of one worker.
 struct RowScratch {
   alignas(64) float z[kRowBlock];  // logits that may be drawn; others, and what is beyond the row, -inf
   alignas(64) double weights[kRowBlock];
-  alignas(64) float noise[kRowBlock];  // upper 32 bits of each token's number
+  RowNoise noise;
   uint64_t histogram[1 << kDigitBits];
 };
 
@@ -101,9 +98,9 @@ class SamplingRow {
     for_each_block([&](int64_t first, int64_t count) {
       keep_interval(count);
       if (!any_left(count)) return;
-      make_noise(seed, speculative::Stream::kTokens, position, first);
+      s_.noise.make(seed, speculative::Stream::kTokens, position, first);
       const Vec slope(static_cast<float>(row_.slope)), greatest(row_.greatest);
-      offer_block(
+      s_.noise.offer_block(
           count, best, [&](int64_t i) { return exp2((Vec::load(s_.z + i) - greatest) * slope); },
           [&](int64_t i) {
             if (s_.z[i] == -INFINITY) return;
@@ -152,8 +149,8 @@ class SamplingRow {
     for (int64_t first = 0; first < p_.vocab_size; first += kRowBlock) {
       const int64_t count = min(kRowBlock, p_.vocab_size - first);
       for (int64_t i = 0; i < round_up(count, Vec::kLanes); ++i) s_.z[i] = i < count ? q[first + i] : 0.0f;
-      make_noise(seed, stream, position, first);
-      offer_block(
+      s_.noise.make(seed, stream, position, first);
+      s_.noise.offer_block(
           count, best, [&](int64_t i) { return Vec::load(s_.z + i); },
           [&](int64_t i) {
             if (!(s_.z[i] > 0.0f)) return;
@@ -478,45 +475,6 @@ class SamplingRow {
     row_.mass = mass;
     row_.first = first;
     row_.second = second;
-  }
-
-  // ---- noise --------------------------------------------------------------------------------------------------------
-
-  // Calls offer(i) for the elements of a block, s_.noise made, that may reach `best`: -log2(1 - x) >= x log2(e) bounds
-  // the score from above, so that nearly all tokens are out without a logarithm.
-  template <class Weights, class Offer>
-  void offer_block(int64_t count, const speculative::NoisyTokens& best, Weights&& weights, Offer&& offer) {
-    Vec bar = bar_of(best.least());
-    for (int64_t i = 0; i < count; i += Vec::kLanes) {
-      uint32_t left = not_less(weights(i), Vec::load(s_.noise + i) * bar).to_bits();
-      for (; left != 0; left &= left - 1) {
-        offer(i + __builtin_ctz(left));
-        bar = bar_of(best.least());
-      }
-    }
-  }
-  void make_noise(int64_t seed, speculative::Stream stream, int64_t position, int64_t first) {
-    const uint64_t low = static_cast<uint64_t>(stream) << 32 | static_cast<uint64_t>(first >> 1);
-    for (int64_t pair = 0; pair < kRowBlock / 2; pair += Words::kLanes) {
-      Words word0, word2;
-      philox_words_0_2(static_cast<uint64_t>(seed), low + static_cast<uint64_t>(pair), static_cast<uint64_t>(position),
-                       &word0, &word2);
-      uint64_t even[Words::kLanes], odd[Words::kLanes];
-      word0.store(even);
-      word2.store(odd);
-      for (int lane = 0; lane < Words::kLanes; ++lane) {
-        s_.noise[2 * (pair + lane)] = to_bound(even[lane]);
-        s_.noise[2 * (pair + lane) + 1] = to_bound(odd[lane]);
-      }
-    }
-  }
-  // Not above the number whose upper 32 bits these are.
-  static float to_bound(uint64_t word) {
-    return static_cast<float>(static_cast<int32_t>(static_cast<uint32_t>(word) >> 1)) * 0x1.fffffp-32f;
-  }
-  // What a weight must reach, times a token's number: 2^(best + log2(log2 e)), with room for rounding.
-  static Vec bar_of(double best) {
-    return Vec(best == -INFINITY ? 0.0f : 0.999f * std::exp2(static_cast<float>(best) + 0.52876f));
   }
 
   const LogitsParams& p_;
